@@ -1,0 +1,2 @@
+//! The `lutite` binary.
+fn main() {}
