@@ -1,0 +1,150 @@
+//! Plain Rust: runs everywhere, and defines what the other tiers must compute.
+
+use crate::simd::{Kernel, LANES, Simd, TILE};
+use half::f16;
+
+/// Needs no instructions beyond the target's floor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scalar;
+
+type F = [f32; LANES];
+
+#[inline(always)]
+fn map(a: F, f: impl Fn(f32) -> f32) -> F {
+    core::array::from_fn(|i| f(a[i]))
+}
+
+#[inline(always)]
+fn zip(a: F, b: F, f: impl Fn(f32, f32) -> f32) -> F {
+    core::array::from_fn(|i| f(a[i], b[i]))
+}
+
+impl Simd for Scalar {
+    type F = F;
+    type Tables = [u8; 32];
+    type Acc = [u16; TILE];
+    type Sums = [i16; TILE];
+
+    #[inline(always)]
+    fn vectorize<K: Kernel>(self, k: K) -> K::Output {
+        k.run(self)
+    }
+    #[inline(always)]
+    fn splat(self, x: f32) -> F {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn load(self, x: &F) -> F {
+        *x
+    }
+    #[inline(always)]
+    fn store(self, v: F, out: &mut F) {
+        *out = v;
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[u8; 16]) -> F {
+        core::array::from_fn(|i| f16::from_le_bytes([x[2 * i], x[2 * i + 1]]).to_f32())
+    }
+    #[inline(always)]
+    fn store_f16(self, v: F, out: &mut [u8; 16]) {
+        for i in 0..LANES {
+            out[2 * i..2 * i + 2].copy_from_slice(&f16::from_f32(v[i]).to_le_bytes());
+        }
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u8; 16]) -> F {
+        core::array::from_fn(|i| f32::from_bits(u32::from_le_bytes([0, 0, x[2 * i], x[2 * i + 1]])))
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[u8; 8]) -> F {
+        core::array::from_fn(|i| f32::from(x[i].cast_signed()))
+    }
+    #[inline(always)]
+    fn add(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn fma(self, a: F, b: F, c: F) -> F {
+        core::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+    #[inline(always)]
+    fn max(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn round(self, a: F) -> F {
+        map(a, f32::round_ties_even)
+    }
+    #[inline(always)]
+    fn exp2i(self, n: F) -> F {
+        map(n, |n| f32::from_bits(((n as i32 + 127) as u32) << 23))
+    }
+    #[inline(always)]
+    fn sum(self, v: F) -> f32 {
+        ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
+    }
+    #[inline(always)]
+    fn hmax(self, v: F) -> f32 {
+        v.into_iter().fold(v[0], |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16]) {
+        for (e, o) in out.iter_mut().enumerate() {
+            let v = |i: usize| if e >> i & 1 == 1 { x[i] } else { -x[i] };
+            let t = ((v(0) + v(1)) + (v(2) + v(3))) * inv;
+            *o = (t.round_ties_even() as i32).wrapping_add(128) as u8;
+        }
+    }
+    #[inline(always)]
+    fn tables(self, t: &[u8; 32]) -> [u8; 32] {
+        *t
+    }
+    #[inline(always)]
+    fn acc_zero(self) -> [u16; TILE] {
+        [0; TILE]
+    }
+    #[inline(always)]
+    fn accumulate(self, mut acc: [u16; TILE], t: [u8; 32], w: &[u8; 32]) -> [u16; TILE] {
+        // Byte b belongs to row perm(b); the sums are kept in byte order until `sums_to_f32`.
+        for (a, b) in acc.iter_mut().zip(w) {
+            *a = a
+                .wrapping_add(u16::from(t[usize::from(b & 15)]))
+                .wrapping_add(u16::from(t[16 + usize::from(b >> 4)]));
+        }
+        acc
+    }
+    #[inline(always)]
+    fn sums(self, acc: [u16; TILE], entries: u16) -> [i16; TILE] {
+        acc.map(|a| a.wrapping_sub(entries.wrapping_mul(128)).cast_signed())
+    }
+    #[inline(always)]
+    fn double_add(self, hi: [i16; TILE], lo: [i16; TILE]) -> [i16; TILE] {
+        core::array::from_fn(|i| hi[i].wrapping_shl(1).wrapping_add(lo[i]))
+    }
+    #[inline(always)]
+    fn sums_to_f32(self, s: [i16; TILE]) -> [F; 4] {
+        core::array::from_fn(|i| {
+            core::array::from_fn(|j| {
+                let row = 8 * i + j;
+                f32::from(s[2 * (row % 16) + row / 16])
+            })
+        })
+    }
+}

@@ -1,0 +1,95 @@
+//! Which instruction set runs: tiers instead of single flags, detected once and passed by value.
+
+use crate::arch;
+use crate::error::{Error, Result};
+use crate::simd::Kernel;
+
+/// A tier of instructions that this machine was found to have. Make one with [`Isa::detect`] (or
+/// [`Isa::from_env`]) when an engine is built, and pass it to every kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Isa(Tier);
+
+#[derive(Clone, Copy, Debug)]
+enum Tier {
+    Scalar(arch::Scalar),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(arch::Avx2),
+}
+
+impl Isa {
+    /// The best tier of this machine.
+    pub fn detect() -> Isa {
+        Self::available().pop().unwrap_or(Isa::scalar())
+    }
+
+    /// The tier that needs nothing: plain Rust, on which the bit contract is defined.
+    pub fn scalar() -> Isa {
+        Isa(Tier::Scalar(arch::Scalar))
+    }
+
+    /// Every tier that runs here, slowest first.
+    pub fn available() -> Vec<Isa> {
+        #[allow(unused_mut)]
+        let mut all = vec![Isa::scalar()];
+        #[cfg(target_arch = "x86_64")]
+        all.extend(arch::Avx2::detect().map(|t| Isa(Tier::Avx2(t))));
+        all
+    }
+
+    /// [`Isa::detect`], lowered by the environment variable `LUTITE_ISA` where that is set.
+    ///
+    /// # Errors
+    /// [`Error::Isa`] when the variable names a tier that does not run here.
+    pub fn from_env() -> Result<Isa> {
+        match std::env::var("LUTITE_ISA") {
+            Ok(name) if !name.is_empty() => Self::by_name(&name),
+            _ => Ok(Self::detect()),
+        }
+    }
+
+    /// The tier called `name`, if it runs here.
+    ///
+    /// # Errors
+    /// [`Error::Isa`] when it does not, with the names that do.
+    pub fn by_name(name: &str) -> Result<Isa> {
+        let all = Self::available();
+        all.iter().find(|i| i.name().eq_ignore_ascii_case(name)).copied().ok_or_else(|| Error::Isa {
+            asked: name.to_owned(),
+            available: all.iter().map(|i| i.name()).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    /// The tier's name as `LUTITE_ISA` spells it.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Tier::Scalar(_) => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2(_) => "avx2",
+        }
+    }
+
+    /// Runs a kernel on this tier.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, k: K) -> K::Output {
+        use crate::simd::Simd;
+        match self.0 {
+            Tier::Scalar(t) => t.vectorize(k),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2(t) => t.vectorize(k),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_resolve_and_unknown_ones_say_what_is_there() {
+        for isa in Isa::available() {
+            assert_eq!(Isa::by_name(&isa.name().to_uppercase()).unwrap().name(), isa.name());
+        }
+        let e = Isa::by_name("avx1024").unwrap_err().to_string();
+        assert!(e.contains("avx1024") && e.contains("scalar"), "{e}");
+    }
+}

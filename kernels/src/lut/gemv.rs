@@ -1,0 +1,330 @@
+//! GEMV: one activation vector's tables against a packed matrix.
+//!
+//! ```text
+//! for each tile of 32 rows
+//!   acc = 0                                                      32 floats
+//!   for each group
+//!     for each chunk of the group (one table scale each)
+//!       for each 8 columns: load two tables; for each plane: load 32 bytes, look 64 entries up, add
+//!       integer sums, exact in i16, to f32 once: t_p = t_p + A_p delta/2        t_p starts at X/2
+//!     acc = acc + s_p t_p   for each plane
+//!     acc = acc + z X
+//! ```
+//!
+//! For the uniform kinds the planes are summed as integers first, `A = sum 2^p A_p`, and one conversion
+//! and one multiplication serve them all: `t = (2^q - 1)/2 X + A delta/2`, `acc + d t + m X`.
+//!
+//! # Bounds
+//! A chunk is at most 64 activations, 16 look-ups of entries within +-127 per plane: `|A_p| <= 2032`.
+//! A pass of 4 planes as integers: `15 * 2032 = 30480 < 2^15`. Up to 257 biased entries of at most 255 fit
+//! the 16-bit accumulators. The second pass of more than 4 planes is weighted by 16 in f32, exactly:
+//! `255 * 2032 < 2^24`.
+//!
+//! # Order of f32 operations (the bit contract)
+//! Per row: groups ascending; in a group planes ascending, each `t_p` over its chunks ascending, then
+//! `z X`. All are fused multiply-adds. Nothing depends on tiles, threads or tokens.
+
+use super::table::Tables;
+use crate::error::{Error, Result};
+use crate::isa::Isa;
+use crate::pack::p32::TILE_ROWS;
+use crate::pack::{MAX_PLANES, Packed, ParamKind};
+use crate::simd::{Kernel, LANES, Simd};
+use core::ops::Range;
+
+/// `y = W x` for the rows of some tiles.
+///
+/// `tiles` counts tiles of 32 rows; `y` has the rows of those tiles that the matrix has, and is
+/// overwritten. The tables must have been built for `w`'s columns and group.
+///
+/// # Errors
+/// [`Error::Length`] where tables or `y` do not fit, [`Error::Shape`] for tiles outside of the matrix.
+pub fn gemv(isa: Isa, w: &Packed<'_>, t: &Tables<'_>, tiles: Range<usize>, y: &mut [f32]) -> Result<()> {
+    let shape = w.shape();
+    if tiles.start > tiles.end || tiles.end > shape.tiles() {
+        return Err(Error::Shape { what: "tile", found: tiles.end, allowed: "within the matrix" });
+    }
+    for (what, expected, found) in [
+        ("activations behind the tables", shape.cols, t.shape().cols),
+        ("group of the tables", w.group(), t.shape().group),
+        ("y", shape.rows.min(tiles.end * TILE_ROWS).saturating_sub(tiles.start * TILE_ROWS), y.len()),
+    ] {
+        if expected != found {
+            return Err(Error::Length { what: what.into(), expected, found });
+        }
+    }
+    isa.run(Gemv { w, t, first: tiles.start, y });
+    Ok(())
+}
+
+struct Gemv<'a> {
+    w: &'a Packed<'a>,
+    t: &'a Tables<'a>,
+    first: usize,
+    y: &'a mut [f32],
+}
+
+impl Kernel for Gemv<'_> {
+    type Output = ();
+
+    /// Planes are split into a pass of up to 4 and a second one: 4 planes' accumulators, two tables and
+    /// a mask are what 16 vector registers hold.
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match self.w.planes().len() {
+            1 => self.tiles::<S, 1, 0>(s),
+            2 => self.tiles::<S, 2, 0>(s),
+            3 => self.tiles::<S, 3, 0>(s),
+            4 => self.tiles::<S, 4, 0>(s),
+            5 => self.tiles::<S, 4, 1>(s),
+            6 => self.tiles::<S, 4, 2>(s),
+            7 => self.tiles::<S, 4, 3>(s),
+            _ => self.tiles::<S, 4, 4>(s),
+        }
+    }
+}
+
+impl Gemv<'_> {
+    #[inline(always)]
+    fn tiles<S: Simd, const LO: usize, const HI: usize>(self, s: S) {
+        for (i, y) in self.y.chunks_mut(TILE_ROWS).enumerate() {
+            let tile = Tile::new(self.w, self.t, self.first + i);
+            let acc = match self.w.kind() {
+                ParamKind::Hlq16 => hlq::<S, LO, HI, false>(s, &tile),
+                ParamKind::Hlq8 => hlq::<S, LO, HI, true>(s, &tile),
+                ParamKind::Uniform => uniform::<S, LO, HI, true>(s, &tile, 0.0),
+                ParamKind::Centered(c) => uniform::<S, LO, HI, false>(s, &tile, f32::from(c)),
+            };
+            let mut out = [[0.0; LANES]; 4];
+            for (o, a) in out.iter_mut().zip(acc) {
+                s.store(a, o);
+            }
+            y.copy_from_slice(&out.as_flattened()[..y.len()]);
+        }
+    }
+}
+
+/// What one tile of 32 rows is made of.
+struct Tile<'a> {
+    /// Each plane's blocks of this tile, `[cols / 8]`.
+    planes: [&'a [[u8; 32]]; MAX_PLANES],
+    /// The tile's parameters as bytes, `[group][coefficient][32]`.
+    params: &'a [u8],
+    /// The tile's row scales as bytes, `[coefficient][32]` f16.
+    row_scales: &'a [u8],
+    /// Bytes of one group's parameters.
+    group_params: usize,
+    /// Table pairs, `[cols / 8]`.
+    entries: &'a [[u8; 32]],
+    /// `[group][X, half deltas]`.
+    scales: &'a [f32],
+    per_group: usize,
+    /// Table pairs of one whole group, and of one whole chunk.
+    group_pairs: usize,
+    chunk_pairs: usize,
+}
+
+impl<'a> Tile<'a> {
+    #[inline(always)]
+    fn new(w: &Packed<'a>, t: &Tables<'a>, tile: usize) -> Tile<'a> {
+        let shape = w.shape();
+        let mut planes: [&[[u8; 32]]; MAX_PLANES] = [&[]; MAX_PLANES];
+        let bytes = shape.tile_bytes();
+        for (p, plane) in planes.iter_mut().zip(w.planes()) {
+            *p = plane[tile * bytes..(tile + 1) * bytes].as_chunks().0;
+        }
+        let count = w.kind().coefficients(w.planes().len());
+        let group_params = count * w.kind().coefficient_bytes() * TILE_ROWS;
+        let tile_params = group_params * shape.groups(w.group());
+        let scales = if w.row_scales().is_empty() { 0 } else { count * TILE_ROWS * 2 };
+        Tile {
+            planes,
+            params: &w.params()[tile * tile_params..(tile + 1) * tile_params],
+            row_scales: &w.row_scales()[tile * scales..(tile + 1) * scales],
+            group_params,
+            entries: t.entries().as_chunks().0,
+            scales: t.scales(),
+            per_group: t.shape().scales_per_group(),
+            group_pairs: w.group() / 8,
+            chunk_pairs: t.shape().chunk() / 8,
+        }
+    }
+}
+
+/// One chunk's exact integer sums for `Q` planes, the first of them plane `from`.
+#[inline(always)]
+fn sums<S: Simd, const Q: usize>(s: S, tile: &Tile<'_>, from: usize, pairs: Range<usize>) -> [S::Sums; Q] {
+    let entries = &tile.entries[pairs.clone()];
+    let mut planes: [&[[u8; 32]]; Q] = [&[]; Q];
+    for p in 0..Q {
+        planes[p] = &tile.planes[from + p][pairs.clone()];
+    }
+    let mut acc = [s.acc_zero(); Q];
+    for j in 0..entries.len() {
+        let t = s.tables(&entries[j]);
+        for p in 0..Q {
+            acc[p] = s.accumulate(acc[p], t, &planes[p][j]);
+        }
+    }
+    let n = 2 * entries.len() as u16;
+    let mut out = [s.sums(s.acc_zero(), 0); Q];
+    for p in 0..Q {
+        out[p] = s.sums(acc[p], n);
+    }
+    out
+}
+
+/// `sum 2^p A_p` over a pass, by Horner's rule.
+#[inline(always)]
+fn weighted<S: Simd, const Q: usize>(s: S, sums: [S::Sums; Q]) -> [S::F; 4] {
+    let mut a = sums[Q - 1];
+    for p in (0..Q - 1).rev() {
+        a = s.double_add(a, sums[p]);
+    }
+    s.sums_to_f32(a)
+}
+
+/// The chunks of group `g`: pairs of tables, and half the chunk's scale.
+#[inline(always)]
+fn chunks<'t>(tile: &Tile<'t>, g: usize) -> impl Iterator<Item = (Range<usize>, f32)> + use<'t> {
+    let start = g * tile.group_pairs;
+    let end = (start + tile.group_pairs).min(tile.entries.len());
+    let step = tile.chunk_pairs;
+    let halves = &tile.scales[g * tile.per_group + 1..(g + 1) * tile.per_group];
+    halves.iter().enumerate().map(move |(c, half)| {
+        let from = (start + c * step).min(end);
+        (from..(from + step).min(end), *half)
+    })
+}
+
+/// Four vectors of 8 f16 parameters.
+#[inline(always)]
+fn halves<S: Simd>(s: S, bytes: &[u8]) -> [S::F; 4] {
+    let (b, _) = bytes.as_chunks::<16>();
+    [s.load_f16(&b[0]), s.load_f16(&b[1]), s.load_f16(&b[2]), s.load_f16(&b[3])]
+}
+
+#[inline(always)]
+fn uniform<S: Simd, const LO: usize, const HI: usize, const MIN: bool>(
+    s: S,
+    tile: &Tile<'_>,
+    center: f32,
+) -> [S::F; 4] {
+    let middle = ((1u32 << (LO + HI)) - 1) as f32 * 0.5 - center;
+    let mut acc = [s.splat(0.0); 4];
+    for (g, params) in tile.params.chunks_exact(tile.group_params).enumerate() {
+        let x = tile.scales[g * tile.per_group];
+        let mut t = [s.splat(middle * x); 4];
+        for (pairs, half) in chunks(tile, g) {
+            let mut a = weighted::<S, LO>(s, sums::<S, LO>(s, tile, 0, pairs.clone()));
+            // A match on a constant: only the arm in use is compiled in.
+            let high = match HI {
+                0 => None,
+                1 => Some(weighted::<S, 1>(s, sums::<S, 1>(s, tile, LO, pairs))),
+                2 => Some(weighted::<S, 2>(s, sums::<S, 2>(s, tile, LO, pairs))),
+                3 => Some(weighted::<S, 3>(s, sums::<S, 3>(s, tile, LO, pairs))),
+                _ => Some(weighted::<S, 4>(s, sums::<S, 4>(s, tile, LO, pairs))),
+            };
+            if let Some(high) = high {
+                for i in 0..4 {
+                    a[i] = s.fma(high[i], s.splat((1u32 << LO) as f32), a[i]);
+                }
+            }
+            for i in 0..4 {
+                t[i] = s.fma(a[i], s.splat(half), t[i]);
+            }
+        }
+        let d = halves(s, params);
+        for i in 0..4 {
+            acc[i] = s.fma(d[i], t[i], acc[i]);
+        }
+        if MIN {
+            let m = halves(s, &params[2 * TILE_ROWS..]);
+            for i in 0..4 {
+                acc[i] = s.fma(m[i], s.splat(x), acc[i]);
+            }
+        }
+    }
+    acc
+}
+
+#[inline(always)]
+fn hlq<S: Simd, const LO: usize, const HI: usize, const INT8: bool>(s: S, tile: &Tile<'_>) -> [S::F; 4] {
+    let mut row_scales = [[s.splat(1.0); 4]; MAX_PLANES + 1];
+    for (k, b) in tile.row_scales.chunks_exact(2 * TILE_ROWS).enumerate() {
+        row_scales[k] = halves(s, b);
+    }
+    let mut acc = [s.splat(0.0); 4];
+    for (g, params) in tile.params.chunks_exact(tile.group_params).enumerate() {
+        let x = tile.scales[g * tile.per_group];
+        let c = Coefficients::<'_, S, INT8> { s, params, row_scales: &row_scales };
+        hlq_pass::<S, LO, INT8>(s, tile, g, 0, &c, &mut acc);
+        match HI {
+            0 => {}
+            1 => hlq_pass::<S, 1, INT8>(s, tile, g, LO, &c, &mut acc),
+            2 => hlq_pass::<S, 2, INT8>(s, tile, g, LO, &c, &mut acc),
+            3 => hlq_pass::<S, 3, INT8>(s, tile, g, LO, &c, &mut acc),
+            _ => hlq_pass::<S, 4, INT8>(s, tile, g, LO, &c, &mut acc),
+        }
+        let z = c.get(LO + HI);
+        for i in 0..4 {
+            acc[i] = s.fma(z[i], s.splat(x), acc[i]);
+        }
+    }
+    acc
+}
+
+/// Adds planes `from .. from + Q` of one group to `acc`.
+#[inline(always)]
+fn hlq_pass<S: Simd, const Q: usize, const INT8: bool>(
+    s: S,
+    tile: &Tile<'_>,
+    g: usize,
+    from: usize,
+    c: &Coefficients<'_, S, INT8>,
+    acc: &mut [S::F; 4],
+) {
+    let x = tile.scales[g * tile.per_group];
+    let mut t = [[s.splat(0.5 * x); 4]; Q];
+    for (pairs, half) in chunks(tile, g) {
+        let a = sums::<S, Q>(s, tile, from, pairs);
+        for p in 0..Q {
+            let a = s.sums_to_f32(a[p]);
+            for i in 0..4 {
+                t[p][i] = s.fma(a[i], s.splat(half), t[p][i]);
+            }
+        }
+    }
+    for p in 0..Q {
+        let k = c.get(from + p);
+        for i in 0..4 {
+            acc[i] = s.fma(k[i], t[p][i], acc[i]);
+        }
+    }
+}
+
+/// The coefficients of one tile and group.
+struct Coefficients<'a, S: Simd, const INT8: bool> {
+    s: S,
+    params: &'a [u8],
+    row_scales: &'a [[S::F; 4]; MAX_PLANES + 1],
+}
+
+impl<S: Simd, const INT8: bool> Coefficients<'_, S, INT8> {
+    /// Coefficient `k` of the tile's 32 rows. The product of an int8 and a half is exact in f32.
+    #[inline(always)]
+    fn get(&self, k: usize) -> [S::F; 4] {
+        let s = self.s;
+        if !INT8 {
+            return halves(s, &self.params[k * 2 * TILE_ROWS..(k + 1) * 2 * TILE_ROWS]);
+        }
+        let (b, _) = self.params[k * TILE_ROWS..(k + 1) * TILE_ROWS].as_chunks::<8>();
+        let r = &self.row_scales[k];
+        [
+            s.mul(s.load_i8(&b[0]), r[0]),
+            s.mul(s.load_i8(&b[1]), r[1]),
+            s.mul(s.load_i8(&b[2]), r[2]),
+            s.mul(s.load_i8(&b[3]), r[3]),
+        ]
+    }
+}

@@ -1,0 +1,24 @@
+//! Packed weights: bit planes in layout P32 ([`p32`]) and their parameters ([`params`]).
+//!
+//! A packed matrix of `rows x cols` weights with `q` planes and groups of `G` columns stands for
+//!
+//! ```text
+//! w[r][c] = z[r][g] + sum over p < q of s_p[r][g] * bit(p, r, c)        g = c / G
+//! ```
+//!
+//! (HLQ, arXiv 2510.19482). Quantizer and runtime share this module, so that what is written and
+//! what is read cannot drift apart.
+
+pub mod p32;
+pub mod params;
+mod view;
+
+pub use p32::PlaneShape;
+pub use params::ParamKind;
+pub use view::Packed;
+
+/// Planes that a packed matrix may have at most.
+pub const MAX_PLANES: usize = 8;
+
+/// Group sizes, in columns, that kernels know.
+pub const GROUPS: [usize; 4] = [32, 64, 128, 256];

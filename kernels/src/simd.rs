@@ -1,0 +1,135 @@
+//! The vector operations that every algorithm of this crate is written over.
+//!
+//! An implementor is a zero-size token that proves that its instruction set is there
+//! (`crate::arch`). Algorithms are generic over [`Simd`] and written once; `arch` files are thin.
+//! Two register shapes are enough: 8 floats ([`Simd::F`]) and "32 rows" (one byte, one 16-bit sum each).
+//!
+//! All methods must give equal bits on every implementor, NaN payloads excepted.
+
+/// Number of f32 lanes that every reduction uses, whatever the hardware's width.
+pub(crate) const LANES: usize = 8;
+
+/// Rows of a tile: one byte of a 32-byte vector each. See `pack::p32`.
+pub(crate) const TILE: usize = 32;
+
+/// A set of vector instructions. Everything is `#[inline(always)]` so that it is compiled inside the
+/// featured function that [`Simd::vectorize`] enters.
+pub(crate) trait Simd: Copy {
+    /// 8 f32 lanes.
+    type F: Copy;
+    /// Two 16-entry byte tables, each ready to be looked up by 32 indices.
+    type Tables: Copy;
+    /// Running sums of table entries for 32 rows; up to 256 entries may be added.
+    type Acc: Copy;
+    /// 32 signed 16-bit sums, rows in order once converted to floats.
+    type Sums: Copy;
+
+    /// Runs `k` inside a function that has this token's instructions enabled.
+    fn vectorize<K: Kernel>(self, k: K) -> K::Output;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::F;
+    /// 8 floats from memory.
+    fn load(self, x: &[f32; LANES]) -> Self::F;
+    /// 8 floats to memory.
+    fn store(self, v: Self::F, out: &mut [f32; LANES]);
+    /// 8 little-endian IEEE half floats, exactly widened.
+    fn load_f16(self, x: &[u8; 16]) -> Self::F;
+    /// Rounds to half floats (to nearest, ties to even), little-endian.
+    fn store_f16(self, v: Self::F, out: &mut [u8; 16]);
+    /// 8 little-endian bfloat16, exactly widened.
+    fn load_bf16(self, x: &[u8; 16]) -> Self::F;
+    /// 8 signed bytes, exactly widened.
+    fn load_i8(self, x: &[u8; 8]) -> Self::F;
+    /// `a + b`
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b`
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b`
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c` with one rounding.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `if a > b { a } else { b }` per lane: the second operand when either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `if a < b { a } else { b }` per lane: the second operand when either is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even.
+    fn round(self, a: Self::F) -> Self::F;
+    /// `2^n` for integral `n` in -126..=127.
+    fn exp2i(self, n: Self::F) -> Self::F;
+    /// `((v0+v4) + (v2+v6)) + ((v1+v5) + (v3+v7))`: the one tree of the bit contract.
+    fn sum(self, v: Self::F) -> f32;
+    /// Largest lane (no NaN among the lanes).
+    fn hmax(self, v: Self::F) -> f32;
+
+    /// Table entries of 4 activations: entry `e` is the sum over `i` of `x[i]` where bit `i` of `e`
+    /// is set and of `-x[i]` where it is not, times `inv`, rounded to nearest even, plus 128.
+    /// Products must lie within +-127. Sums are formed as `(x0 + x1) + (x2 + x3)`.
+    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16]);
+    /// Makes two consecutive tables ready for look-up.
+    fn tables(self, t: &[u8; 32]) -> Self::Tables;
+    /// No entries added yet.
+    fn acc_zero(self) -> Self::Acc;
+    /// Looks up 32 rows in both tables: low nibbles in the first, high nibbles in the second, and
+    /// adds both entries to each row's sum.
+    fn accumulate(self, acc: Self::Acc, t: Self::Tables, w: &[u8; 32]) -> Self::Acc;
+    /// The sums less `128 * entries`, exact while they fit in an i16.
+    fn sums(self, acc: Self::Acc, entries: u16) -> Self::Sums;
+    /// `2 * hi + lo` per row, wrapping.
+    fn double_add(self, hi: Self::Sums, lo: Self::Sums) -> Self::Sums;
+    /// Rows `8 i .. 8 i + 8` as floats in element `i`.
+    fn sums_to_f32(self, s: Self::Sums) -> [Self::F; 4];
+}
+
+/// An algorithm with its arguments, to be run on whichever instruction set is there.
+pub(crate) trait Kernel {
+    /// What it returns.
+    type Output;
+    /// The algorithm. Must be `#[inline(always)]`.
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// Splits into whole 8-lane blocks and a tail shorter than 8.
+#[inline(always)]
+pub(crate) fn blocks(x: &[f32]) -> (&[[f32; LANES]], &[f32]) {
+    x.as_chunks::<LANES>()
+}
+
+/// Loads a tail shorter than 8, filling the missing lanes with `fill`.
+#[inline(always)]
+pub(crate) fn load_tail<S: Simd>(s: S, tail: &[f32], fill: f32) -> S::F {
+    let mut b = [fill; LANES];
+    b[..tail.len()].copy_from_slice(tail);
+    s.load(&b)
+}
+
+/// Stores the first lanes into a tail shorter than 8.
+#[inline(always)]
+pub(crate) fn store_tail<S: Simd>(s: S, v: S::F, tail: &mut [f32]) {
+    let mut b = [0.0; LANES];
+    s.store(v, &mut b);
+    tail.copy_from_slice(&b[..tail.len()]);
+}
+
+/// `exp(x)` within 2 units in the last place; `x` is first clamped to -87.34..=88.37, so that results
+/// stay between the smallest normal number and the largest. NaN gives NaN or a clamped end: callers
+/// keep NaN out.
+///
+/// Range reduction by ln 2 in two parts and the degree-5 minimax polynomial of Cephes `expf`
+/// (netlib.org/cephes, single/expf.c).
+#[inline(always)]
+pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
+    const LO: f32 = -87.336_54; // ln of the smallest normal number
+    let x = s.min(x, s.splat(88.376_26));
+    let n = s.round(s.mul(s.max(x, s.splat(LO)), s.splat(core::f32::consts::LOG2_E)));
+    let r = s.fma(n, s.splat(-0.693_359_4), s.max(x, s.splat(LO)));
+    let r = s.fma(n, s.splat(2.121_944_4e-4), r);
+    let mut p = s.splat(1.987_569_1e-4);
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        p = s.fma(p, r, s.splat(c));
+    }
+    let p = s.add(s.fma(p, s.mul(r, r), r), s.splat(1.0));
+    s.mul(p, s.exp2i(n))
+}

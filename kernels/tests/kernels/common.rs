@@ -1,0 +1,76 @@
+//! Random packed matrices and activations, from a seed.
+
+use half::f16;
+use lutite_kernels::pack::{Packed, ParamKind, PlaneShape, p32};
+
+/// SplitMix64 (Steele, Lea, Flood 2014): small, seedable, good enough for test data.
+pub(crate) struct Rng(pub(crate) u64);
+
+impl Rng {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+    /// Roughly normal, mean 0, variance 1.
+    pub(crate) fn normal(&mut self) -> f32 {
+        let sum: f32 = (0..12).map(|_| (self.next() >> 40) as f32 / (1u64 << 24) as f32).sum();
+        sum - 6.0
+    }
+}
+
+/// A packed matrix that owns its buffers.
+pub(crate) struct Matrix {
+    pub(crate) shape: PlaneShape,
+    pub(crate) group: usize,
+    pub(crate) kind: ParamKind,
+    pub(crate) planes: Vec<Vec<u8>>,
+    pub(crate) params: Vec<u8>,
+    pub(crate) row_scales: Vec<u8>,
+}
+
+impl Matrix {
+    pub(crate) fn random(
+        rng: &mut Rng,
+        rows: usize,
+        cols: usize,
+        q: usize,
+        group: usize,
+        kind: ParamKind,
+    ) -> Matrix {
+        let shape = PlaneShape { rows, cols };
+        let mut planes = vec![vec![0u8; shape.plane_bytes().unwrap()]; q];
+        for tile in 0..shape.tiles() {
+            let n = (rows - 32 * tile).min(32);
+            let codes: Vec<u8> = (0..n * cols).map(|_| rng.next() as u8).collect();
+            let tb = shape.tile_bytes();
+            let mut parts: Vec<&mut [u8]> =
+                planes.iter_mut().map(|p| &mut p[tile * tb..(tile + 1) * tb]).collect();
+            p32::pack_tile(shape, &codes, &mut parts).unwrap();
+        }
+        let halves = |rng: &mut Rng, bytes: usize| -> Vec<u8> {
+            (0..bytes / 2).flat_map(|_| f16::from_f32(rng.normal() * 0.05).to_le_bytes()).collect()
+        };
+        let set = kind.set_bytes(shape, q, group).unwrap();
+        let params = match kind {
+            ParamKind::Hlq8 => (0..set).map(|_| rng.next() as u8).collect(),
+            _ => halves(rng, set),
+        };
+        let row_scales = halves(rng, kind.row_scale_bytes(shape, q));
+        Matrix { shape, group, kind, planes, params, row_scales }
+    }
+
+    pub(crate) fn view(&self) -> Packed<'_> {
+        let planes: Vec<&[u8]> = self.planes.iter().map(Vec::as_slice).collect();
+        Packed::new(self.shape, self.group, self.kind, &planes, &self.params, &self.row_scales).unwrap()
+    }
+}
+
+pub(crate) fn kinds() -> [ParamKind; 5] {
+    [ParamKind::Hlq16, ParamKind::Hlq8, ParamKind::Uniform, ParamKind::Centered(8), ParamKind::Centered(128)]
+}

@@ -1,0 +1,5 @@
+//! Property tests of the kernels, one module per subject.
+
+mod common;
+mod gemv;
+mod ops;
