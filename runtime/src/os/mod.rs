@@ -2,3 +2,4 @@
 //! that may use `unsafe`.
 
 pub(crate) mod crew;
+pub mod shared;
