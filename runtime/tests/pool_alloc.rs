@@ -1,0 +1,50 @@
+//! A token must not allocate in the pool. Its own test target, because it replaces the allocator.
+
+use lutite_runtime::pool::{Pool, PoolConfig};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// One test only: the counter is shared by all threads of the target.
+#[test]
+fn runs_chunks_and_barriers_do_not_allocate() {
+    for workers in [1, 2, 6] {
+        let mut pool = Pool::new(&PoolConfig { workers }).expect("threads start");
+        let sum = AtomicUsize::new(0);
+        let mut round = || {
+            pool.run(|w| {
+                for _ in 0..20 {
+                    w.each(10, |i| _ = sum.fetch_add(i, Ordering::Relaxed));
+                    w.barrier();
+                }
+            });
+        };
+        // Thread start-up and the first use of locks may allocate on some systems.
+        round();
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        for _ in 0..100 {
+            round();
+        }
+        assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0, "{workers} workers");
+    }
+}
