@@ -15,6 +15,7 @@
 mod arch;
 pub mod attention;
 mod error;
+pub mod ggml;
 pub mod isa;
 pub mod lut;
 mod mem;
