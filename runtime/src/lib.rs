@@ -1,6 +1,11 @@
-//! See `docs/design.md`.
+//! The mechanism under every model family: containers, memory maps, topology, the worker pool, the KV
+//! cache, sampling and text streams. See `docs/design.md`.
 #![deny(unsafe_code)]
 
+mod error;
 #[allow(unsafe_code)]
 pub mod os;
 pub mod pool;
+pub mod store;
+
+pub use error::{Error, Result};

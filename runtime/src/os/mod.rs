@@ -1,5 +1,6 @@
-//! What the operating system gives: threads, shared memory, cores, limits. The only module of this crate
-//! that may use `unsafe`.
+//! What the operating system gives: threads, shared memory, maps, cores, limits. The only module of this
+//! crate that may use `unsafe`.
 
 pub(crate) mod crew;
+pub mod map;
 pub mod shared;
