@@ -2,7 +2,9 @@
 //! cache, sampling and text streams. See `docs/design.md`.
 #![deny(unsafe_code)]
 
+pub mod decode;
 mod error;
+pub mod kv;
 #[allow(unsafe_code)]
 pub mod os;
 pub mod pool;

@@ -5,7 +5,7 @@
 //! and take the target's name last: under that name there is the old file, or the whole new one, never a part.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, ErrorKind, Write};
+use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -111,16 +111,40 @@ impl GgufWriter {
         self.put(ALIGNMENT_KEY, &alignment);
         let (head, total) = self.head()?;
         let (part, file) = Part::create(path)?;
+        let out = Target::File(BufWriter::with_capacity(1 << 20, file), part);
+        self.stream(out, path, &head, total)
+    }
+
+    /// As [`begin`](Self::begin), to memory: [`GgufStream::finish`] returns the bytes.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin), without those of files.
+    pub fn begin_in_memory(mut self) -> Result<GgufStream> {
+        let alignment = self.alignment;
+        self.put(ALIGNMENT_KEY, &alignment);
+        let (head, total) = self.head()?;
+        self.stream(Target::Memory(Vec::new()), Path::new("(in memory)"), &head, total)
+    }
+
+    fn stream(self, out: Target, path: &Path, head: &[u8], total: u64) -> Result<GgufStream> {
+        // Where each value starts, behind its type: magic, version, two counts, then the entries.
+        let mut at = 24;
+        let values = self.entries.iter().map(|(key, value)| {
+            let start = at + 8 + key.len() + 4;
+            at = start - 4 + value.len();
+            (key.clone(), start, value.len() - 4)
+        });
+        let values = values.collect();
         let mut stream = GgufStream {
-            out: BufWriter::with_capacity(1 << 20, file),
-            part,
+            out,
             path: path.to_path_buf(),
-            alignment: alignment.into(),
+            alignment: self.alignment.into(),
             left: self.tensors.into_iter(),
+            values,
             total,
             intact: true,
         };
-        stream.write(&head)?;
+        stream.write(head)?;
         Ok(stream)
     }
 
@@ -162,16 +186,24 @@ impl GgufWriter {
     }
 }
 
+/// Where the bytes go.
+#[derive(Debug)]
+enum Target {
+    // The file before its temporary name: Windows removes no open file, and fields are dropped in this order.
+    File(BufWriter<File>, Part),
+    Memory(Vec<u8>),
+}
+
 /// A file being written: takes the tensors' data in the order of [`GgufWriter::add_tensor`]. Dropped before
 /// [`finish`](Self::finish), it leaves nothing behind.
 #[derive(Debug)]
 pub struct GgufStream {
-    // Before `part`: Windows removes no open file, and fields are dropped in this order.
-    out: BufWriter<File>,
-    part: Part,
+    out: Target,
     path: PathBuf,
     alignment: u64,
     left: std::vec::IntoIter<Planned>,
+    /// Key, offset in the file and length in bytes of each metadata value.
+    values: Vec<(String, usize, usize)>,
     total: u64,
     /// False once a write failed: how much of it landed is unknown.
     intact: bool,
@@ -206,24 +238,69 @@ impl GgufStream {
         Ok(())
     }
 
-    /// Syncs the file to the disk and gives it its name, in place of a file that may have it.
+    /// Replaces the numbers of a metadata array of `u64` that was announced with as many: for what is only known
+    /// when the tensors have been written, such as their checksums.
+    ///
+    /// # Errors
+    /// [`Error::WriteOrder`] where no such array was announced. [`Error::Io`], after which the file cannot be finished.
+    pub fn patch_u64s(&mut self, key: &str, numbers: &[u64]) -> Result<()> {
+        let mut encoded = Vec::new();
+        (&numbers).encode(&mut encoded);
+        let place = self.values.iter().find(|(k, _, len)| k == key && *len == encoded.len());
+        let Some(&(_, at, _)) = place else {
+            let expected = format!("metadata array {key} of {} numbers", numbers.len());
+            return Err(Error::WriteOrder { path: self.path.clone(), expected, found: "no such array".into() });
+        };
+        let done = match &mut self.out {
+            Target::Memory(bytes) => {
+                bytes[at..at + encoded.len()].copy_from_slice(&encoded);
+                Ok(())
+            }
+            Target::File(out, _) => out
+                .seek(SeekFrom::Start(at as u64))
+                .and_then(|_| out.write_all(&encoded))
+                .and_then(|()| out.seek(SeekFrom::End(0)))
+                .map(|_| ()),
+        };
+        done.map_err(|source| {
+            self.intact = false;
+            write_error(&self.path, self.total, source)
+        })
+    }
+
+    /// Syncs the file to the disk and gives it its name, in place of a file that may have it. Returns the bytes
+    /// where they were written to memory, else nothing.
     ///
     /// # Errors
     /// [`Error::WriteOrder`] where tensors are missing, [`Error::Io`], [`Error::NoSpace`]. The old file, if any, is then
     /// untouched and the new one removed.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(self) -> Result<Vec<u8>> {
         if !self.intact || self.left.len() > 0 {
             return Err(self.order("the end of the file".to_owned()));
         }
-        let synced = self.out.flush().and_then(|()| self.out.get_ref().sync_all());
-        synced.map_err(|source| write_error(&self.path, self.total, source))?;
-        let GgufStream { out, part, path, .. } = self;
-        drop(out);
-        part.rename(&path)
+        let GgufStream { out, path, total, .. } = self;
+        match out {
+            Target::Memory(bytes) => Ok(bytes),
+            Target::File(mut out, part) => {
+                let synced = out.flush().and_then(|()| out.get_ref().sync_all());
+                synced.map_err(|source| write_error(&path, total, source))?;
+                drop(out);
+                part.rename(&path)?;
+                Ok(Vec::new())
+            }
+        }
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.out.write_all(bytes).map_err(|source| {
+        let done = match &mut self.out {
+            Target::File(out, _) => out.write_all(bytes),
+            // The first write finds the vector empty and reserves for the whole file, once.
+            Target::Memory(out) => {
+                let room = if out.is_empty() { self.total as usize } else { bytes.len() };
+                out.try_reserve_exact(room).map_err(Into::into).map(|()| out.extend_from_slice(bytes))
+            }
+        };
+        done.map_err(|source| {
             self.intact = false;
             write_error(&self.path, self.total, source)
         })

@@ -1,0 +1,401 @@
+//! The Llama family: RMS norms, rotary embedding, grouped-query attention, SwiGLU.
+//!
+//! ```text
+//! x = embedding[token]
+//! for each layer:
+//!     h = norm(x);  q, k, v = Wq h, Wk h, Wv h;  rotate q, k by position;  append k, v to the cache
+//!     x = x + Wo attention(q, cache)
+//!     h = norm(x);  x = x + Wdown (silu(Wgate h) * Wup h)
+//! logits = Whead norm(x)
+//! ```
+//!
+//! One call of `forward` is one program on all workers; every `w.each`, `fill` or `multiply` below ends at
+//! a barrier. Several tokens go through together: weights are read once for all of them, and each token's
+//! numbers are the same bits as if it had come alone.
+
+use crate::config::{Config, MAX_HEAD_DIM};
+use crate::error::{Error, Result};
+use crate::linear::{Input, Linear, multiply, multiply_add};
+use crate::weights::Weights;
+use lutite_kernels::attention::attend;
+use lutite_kernels::ggml::{GgmlType, dequantize_row};
+use lutite_kernels::isa::Isa;
+use lutite_kernels::ops::rope::{Rope, rotate_adjacent};
+use lutite_kernels::ops::{act, norm};
+use lutite_kernels::pack::p32::TILE_ROWS;
+use lutite_runtime::decode::{Decoder, Logits};
+use lutite_runtime::kv::{KvCache, KvShape};
+use lutite_runtime::os::shared::SharedMat;
+use lutite_runtime::pool::{Pool, Worker};
+use lutite_runtime::store::Bytes;
+
+/// One transformer layer's weights.
+#[derive(Debug)]
+struct Layer {
+    attn_norm: Vec<f32>, // [dim]
+    q: Linear,           // [heads * head_dim][dim]
+    k: Linear,           // [kv_heads * head_dim][dim]
+    v: Linear,           // [kv_heads * head_dim][dim]
+    o: Linear,           // [dim][heads * head_dim]
+    ffn_norm: Vec<f32>,  // [dim]
+    gate: Linear,        // [ffn][dim]
+    up: Linear,          // [ffn][dim]
+    down: Linear,        // [dim][ffn]
+}
+
+impl Layer {
+    fn linears(&self) -> [&Linear; 7] {
+        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    }
+}
+
+/// Where token vectors come from.
+#[derive(Debug)]
+pub(crate) enum Embedding {
+    /// Rows of the head: one matrix, stored and resident once.
+    Tied,
+    /// Rows of a table in any readable type.
+    Rows {
+        /// Its type.
+        ty: GgmlType,
+        /// `[vocab][dim]`.
+        bytes: Bytes,
+    },
+}
+
+/// All weights.
+#[derive(Debug)]
+struct Net {
+    config: Config,
+    isa: Isa,
+    embedding: Embedding,
+    layers: Vec<Layer>,
+    norm: Vec<f32>, // [dim]
+    head: Linear,   // [vocab][dim]
+    rope: Rope,
+}
+
+/// What flows between the stages; every first dimension is tokens.
+#[derive(Debug)]
+struct Flow {
+    x: SharedMat<f32>,      // [dim], the residual stream
+    angles: SharedMat<f32>, // [rope dims], cosine and sine per pair
+    attn_in: Input,         // [dim], normed
+    q: SharedMat<f32>,      // [heads * head_dim]
+    k: SharedMat<f32>,      // [kv_heads * head_dim]
+    v: SharedMat<f32>,      // [kv_heads * head_dim]
+    att: SharedMat<f32>,    // [heads * head_dim]
+    att_in: Input,          // the same, tabulated
+    ffn_in: Input,          // [dim], normed
+    gate: SharedMat<f32>,   // [ffn]
+    up: SharedMat<f32>,     // [ffn]
+    mid: Input,             // [ffn]
+    head_in: Input,         // [dim], normed; only the tokens whose logits are asked for
+    logits: SharedMat<f32>, // [vocab], as many
+    scores: SharedMat<f32>, // [context]; one row per worker, not per token
+}
+
+/// A Llama-like decoder.
+#[derive(Debug)]
+pub struct Llama {
+    net: Net,
+    flow: Flow,
+    kv: KvCache,
+    pool: Pool,
+    position: usize,
+    batch: usize,
+}
+
+/// Bytes that a session takes beside its weights.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionBytes {
+    /// Keys and values at full context.
+    pub kv: usize,
+    /// Activations, tables and logits.
+    pub activations: usize,
+}
+
+/// Estimates what a session will allocate, without allocating it; saturating.
+pub fn session_bytes(c: &Config, kv: KvShape, batch: usize, workers: usize) -> SessionBytes {
+    // Floats of the residual stream, q, k, v, gate, up and logits; inputs count 4 bytes per activation and
+    // some 5 for its tables.
+    let inputs = 3 * c.dim + c.heads * c.head_dim + c.ffn;
+    let floats = c.dim + 2 * (c.heads + c.kv_heads) * c.head_dim + 2 * c.ffn + c.vocab;
+    let scores = workers.saturating_mul(kv.context).saturating_mul(4);
+    let activations = batch.saturating_mul(4 * floats + 9 * inputs).saturating_add(scores);
+    SessionBytes { kv: kv.bytes(), activations }
+}
+
+/// Everything but the weights that a session is made of.
+pub(crate) struct Session {
+    pub(crate) isa: Isa,
+    pub(crate) pool: Pool,
+    pub(crate) kv: KvShape,
+    pub(crate) batch: usize,
+}
+
+impl Llama {
+    /// Loads the weights and makes a session's buffers. The caller has checked that they fit into memory.
+    pub(crate) fn new(config: Config, w: &Weights<'_>, session: Session) -> Result<Llama> {
+        let Session { isa, pool, kv, batch } = session;
+        let c = &config;
+        let (dim, ffn) = (c.dim, c.ffn);
+        let (q_dim, kv_dim) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let load = |name: &str, rows, cols| -> Result<Linear> {
+            let mut l = w.linear(name, rows, cols)?;
+            l.set_workers(pool.workers());
+            Ok(l)
+        };
+        let layer = |i: usize| -> Result<Layer> {
+            let name = |part: &str| format!("blk.{i}.{part}");
+            Ok(Layer {
+                attn_norm: w.vector(&name("attn_norm.weight"), dim)?,
+                q: load(&name("attn_q"), q_dim, dim)?,
+                k: load(&name("attn_k"), kv_dim, dim)?,
+                v: load(&name("attn_v"), kv_dim, dim)?,
+                o: load(&name("attn_output"), dim, q_dim)?,
+                ffn_norm: w.vector(&name("ffn_norm.weight"), dim)?,
+                gate: load(&name("ffn_gate"), ffn, dim)?,
+                up: load(&name("ffn_up"), ffn, dim)?,
+                down: load(&name("ffn_down"), dim, ffn)?,
+            })
+        };
+        let layers = (0..c.layers).map(layer).collect::<Result<Vec<_>>>()?;
+        let tied = !w.has("output");
+        let head = load(if tied { "token_embd" } else { "output" }, c.vocab, dim)?;
+        let embedding = if tied { Embedding::Tied } else { w.embedding(c.vocab, dim)? };
+        let norm = w.vector("output_norm.weight", dim)?;
+        let rope = Rope::new(&c.rope);
+
+        let all = |pick: fn(&Layer) -> Vec<&Linear>| layers.iter().flat_map(pick).collect::<Vec<_>>();
+        let tiled = |dim| SharedMat::new(batch, dim, TILE_ROWS);
+        let flow = Flow {
+            x: tiled(dim)?,
+            angles: SharedMat::new(batch, rope.dims(), rope.dims())?,
+            attn_in: Input::new(batch, &all(|l| vec![&l.q, &l.k, &l.v]))?,
+            q: tiled(q_dim)?,
+            k: tiled(kv_dim)?,
+            v: tiled(kv_dim)?,
+            att: SharedMat::new(batch, q_dim, c.head_dim)?,
+            att_in: Input::new(batch, &all(|l| vec![&l.o]))?,
+            ffn_in: Input::new(batch, &all(|l| vec![&l.gate, &l.up]))?,
+            gate: tiled(ffn)?,
+            up: tiled(ffn)?,
+            mid: Input::new(batch, &all(|l| vec![&l.down]))?,
+            head_in: Input::new(batch, &[&head])?,
+            logits: tiled(c.vocab)?,
+            scores: SharedMat::new(pool.workers(), kv.context, kv.context)?,
+        };
+        let kv = KvCache::new(kv)?;
+        let net = Net { isa, embedding, layers, norm, head, rope, config };
+        Ok(Llama { net, flow, kv, pool, position: 0, batch })
+    }
+
+    /// Its hyperparameters.
+    pub fn config(&self) -> &Config {
+        &self.net.config
+    }
+
+    /// Bytes of weights that one token reads: all matrices, the head included.
+    pub fn bytes_per_token(&self) -> usize {
+        let layers = self.net.layers.iter().flat_map(Layer::linears);
+        layers.map(Linear::bytes).sum::<usize>() + self.net.head.bytes()
+    }
+
+    /// Number of weights in matrices, each counted once.
+    pub fn parameters(&self) -> usize {
+        let n = |l: &Linear| l.rows() * l.cols();
+        let table = match self.net.embedding {
+            Embedding::Tied => 0,
+            Embedding::Rows { .. } => n(&self.net.head),
+        };
+        self.net.layers.iter().flat_map(Layer::linears).map(n).sum::<usize>() + n(&self.net.head) + table
+    }
+
+    /// Formats of the matrices, e.g. `uniform q=4 g=32; head centered q=8 g=32`.
+    pub fn formats(&self) -> String {
+        let mut body: Vec<String> = Vec::new();
+        for f in self.net.layers.iter().flat_map(Layer::linears).map(Linear::format) {
+            if !body.contains(&f) {
+                body.push(f);
+            }
+        }
+        format!("{}; head {}", body.join(", "), self.net.head.format())
+    }
+
+    /// Number of workers.
+    pub fn workers(&self) -> usize {
+        self.pool.workers()
+    }
+
+    /// Sizes of its KV cache.
+    pub fn kv_shape(&self) -> KvShape {
+        self.kv.shape()
+    }
+
+    /// The instruction set that its kernels run on.
+    pub fn isa(&self) -> Isa {
+        self.net.isa
+    }
+}
+
+impl Decoder for Llama {
+    type Error = Error;
+
+    fn vocab(&self) -> usize {
+        self.net.config.vocab
+    }
+    fn context(&self) -> usize {
+        self.kv.shape().context
+    }
+    fn batch(&self) -> usize {
+        self.batch
+    }
+    fn position(&self) -> usize {
+        self.position
+    }
+    fn rewind(&mut self, position: usize) {
+        self.position = self.position.min(position);
+    }
+
+    fn step(&mut self, tokens: &[u32], logits: Logits) -> Result<&[f32]> {
+        let n = tokens.len();
+        if n == 0 || n > self.batch {
+            let why = format!("{n} tokens in one step, expected 1 to {}", self.batch);
+            return Err(Error::Config { key: "batch".into(), why });
+        }
+        let needed = self.position + n;
+        if needed > self.context() {
+            let trained = self.net.config.context;
+            return Err(Error::Context { needed, context: self.context(), trained });
+        }
+        let Llama { net, flow, kv, pool, position, .. } = self;
+        let start = *position;
+        let wanted = if logits == Logits::All { n } else { 1 };
+        flow.set_tokens(n, wanted);
+        net.embed(tokens, &mut flow.x)?;
+        for (i, row) in flow.angles.as_mut_slice().chunks_exact_mut(net.rope.dims()).enumerate() {
+            net.rope.angles(start + i, row);
+        }
+        pool.run(|w| net.forward(w, flow, kv, start, n, wanted));
+        *position = needed;
+        Ok(&flow.logits.as_mut_slice()[..wanted * net.config.vocab])
+    }
+}
+
+impl Flow {
+    fn set_tokens(&mut self, n: usize, wanted: usize) {
+        let Flow { x, angles, q, k, v, att, gate, up, .. } = self;
+        for m in [x, angles, q, k, v, att, gate, up] {
+            m.set_rows(n);
+        }
+        for i in [&mut self.attn_in, &mut self.att_in, &mut self.ffn_in, &mut self.mid] {
+            i.set_tokens(n);
+        }
+        self.head_in.set_tokens(wanted);
+        self.logits.set_rows(wanted);
+    }
+}
+
+impl Net {
+    fn embed(&self, tokens: &[u32], x: &mut SharedMat<f32>) -> Result<()> {
+        let vocab = self.config.vocab;
+        for (row, token) in x.as_mut_slice().chunks_exact_mut(self.config.dim).zip(tokens) {
+            let id = *token as usize;
+            if id >= vocab {
+                return Err(Error::Token { id, vocab });
+            }
+            match &self.embedding {
+                Embedding::Tied => self.head.row(id, row)?,
+                Embedding::Rows { ty, bytes } => {
+                    let n = bytes.len() / vocab;
+                    dequantize_row(*ty, &bytes[id * n..(id + 1) * n], row)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The program that every worker executes.
+    fn forward(&self, w: &Worker<'_>, f: &Flow, kv: &KvCache, start: usize, n: usize, wanted: usize) {
+        let isa = self.isa;
+        for (i, l) in self.layers.iter().enumerate() {
+            self.norm(w, f, 0, n, &l.attn_norm, &f.attn_in);
+            multiply(w, isa, n, &f.attn_in, [&l.q, &l.k, &l.v], [&f.q, &f.k, &f.v]);
+            self.store_kv(w, f, kv, i, start, n);
+            self.attention(w, f, kv, i, start, n);
+            {
+                let att = f.att.read();
+                f.att_in.fill(w, isa, n, |t, cols, out| out.copy_from_slice(&att.row(t)[cols]));
+            }
+            multiply_add(w, isa, n, &f.att_in, &l.o, &f.x);
+
+            self.norm(w, f, 0, n, &l.ffn_norm, &f.ffn_in);
+            multiply(w, isa, n, &f.ffn_in, [&l.gate, &l.up], [&f.gate, &f.up]);
+            {
+                let (gate, up) = (f.gate.read(), f.up.read());
+                f.mid.fill(w, isa, n, |t, cols, out| {
+                    act::silu_mul(isa, &gate.row(t)[cols.clone()], &up.row(t)[cols], out);
+                });
+            }
+            multiply_add(w, isa, n, &f.mid, &l.down, &f.x);
+        }
+        self.norm(w, f, n - wanted, wanted, &self.norm, &f.head_in);
+        multiply(w, isa, wanted, &f.head_in, [&self.head], [&f.logits]);
+    }
+
+    /// A stage: norms `n` tokens of the residual stream from the `first` on, and tabulates them. A token's
+    /// factor is worked out anew by each worker that takes a part of it: cheaper than another barrier.
+    fn norm(&self, w: &Worker<'_>, f: &Flow, first: usize, n: usize, weight: &[f32], out: &Input) {
+        let x = f.x.read();
+        out.fill(w, self.isa, n, |t, cols, out| {
+            let x = x.row(first + t);
+            let factor = norm::inverse_rms(self.isa, x, self.config.eps);
+            norm::apply(&x[cols.clone()], factor, &weight[cols], out);
+        });
+    }
+
+    /// A stage: rotates the new keys and appends keys and values to the cache.
+    fn store_kv(&self, w: &Worker<'_>, f: &Flow, kv: &KvCache, layer: usize, start: usize, n: usize) {
+        let (k, v, angles) = (f.k.read(), f.v.read(), f.angles.read());
+        let dim = self.config.head_dim;
+        w.each(self.config.kv_heads, |h| {
+            let mut slab = kv.write(layer, h);
+            let cols = h * dim..(h + 1) * dim;
+            for t in 0..n {
+                let mut key = [0.0; MAX_HEAD_DIM];
+                let key = &mut key[..dim];
+                key.copy_from_slice(&k.row(t)[cols.clone()]);
+                rotate_adjacent(key, angles.row(t));
+                slab.put(self.isa, start + t, key, &v.row(t)[cols.clone()]);
+            }
+        });
+    }
+
+    /// A stage: every head of every new token attends to all positions up to its own.
+    fn attention(&self, w: &Worker<'_>, f: &Flow, kv: &KvCache, layer: usize, start: usize, n: usize) {
+        let c = &self.config;
+        let (q, angles, cache) = (f.q.read(), f.angles.read(), kv.read(layer));
+        let scale = 1.0 / (c.head_dim as f32).sqrt();
+        let mut scores = f.scores.write_row(w.id());
+        let mut head = |t: usize, h: usize, out: &mut [f32]| {
+            let mut query = [0.0; MAX_HEAD_DIM];
+            let query = &mut query[..c.head_dim];
+            query.copy_from_slice(&q.row(t)[h * c.head_dim..(h + 1) * c.head_dim]);
+            rotate_adjacent(query, angles.row(t));
+            let positions = start + t + 1;
+            let (keys, values) = cache.head(h * c.kv_heads / c.heads, positions);
+            attend(self.isa, query, keys, values, scale, &mut scores[..positions], out);
+        };
+        if n == 1 {
+            w.each(c.heads, |h| head(0, h, f.att.write_chunk(h).row_mut(0)));
+        } else {
+            w.each(n, |t| {
+                let mut row = f.att.write_row(t);
+                for (h, out) in row.chunks_exact_mut(c.head_dim).enumerate() {
+                    head(t, h, out);
+                }
+            });
+        }
+    }
+}

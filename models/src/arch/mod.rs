@@ -1,0 +1,3 @@
+//! Model families: one file each, readable in one sitting.
+
+pub mod llama;

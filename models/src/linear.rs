@@ -1,0 +1,375 @@
+//! One weight matrix, and the activations that it multiplies, as stages of the forward program.
+
+use crate::error::{Error, Result};
+use lutite_kernels::ggml::{self, GgmlType};
+use lutite_kernels::isa::Isa;
+use lutite_kernels::lut::{TableShape, Tables, gemv, table};
+use lutite_kernels::pack::p32::TILE_ROWS;
+use lutite_kernels::pack::{MAX_PLANES, Packed};
+use lutite_kernels::plain::{self, PlainType};
+use lutite_runtime::os::shared::{ReadGuard, SharedMat};
+use lutite_runtime::pool::Worker;
+use lutite_runtime::store::{Bytes, PackedInfo};
+use std::ops::Range;
+
+/// Columns that one worker prepares at a time when there is only one token: a multiple of every group.
+const SEGMENT: usize = 256;
+
+/// Weight bytes that are worth claiming as a chunk: some 10 us of reading, small enough for L2.
+const CHUNK_BYTES: usize = 128 << 10;
+
+/// Chunks per worker that a matrix is cut into at least, so that all finish at about the same time.
+const CHUNKS_PER_WORKER: usize = 4;
+
+/// A matrix `[rows][cols]` of weights, in one of its two forms.
+#[derive(Debug)]
+pub struct Linear {
+    rows: usize,
+    cols: usize,
+    weights: Weights,
+    bias: Option<Vec<f32>>,
+    /// Rows that are claimed at a time; a multiple of a tile.
+    chunk_rows: usize,
+}
+
+#[derive(Debug)]
+enum Weights {
+    Packed(PackedWeights),
+    Plain { ty: PlainType, bytes: Bytes },
+}
+
+/// Bit planes and parameters, wherever they lie.
+#[derive(Debug)]
+pub struct PackedWeights {
+    /// Shape and kind.
+    pub info: PackedInfo,
+    /// `info.planes` planes, lowest first.
+    pub planes: Vec<Bytes>,
+    /// The parameter set for all of these planes.
+    pub params: Bytes,
+    /// f16 row scales; empty for kinds without them.
+    pub row_scales: Bytes,
+}
+
+impl PackedWeights {
+    fn view(&self) -> lutite_kernels::Result<Packed<'_>> {
+        let mut planes: [&[u8]; MAX_PLANES] = [&[]; MAX_PLANES];
+        for (p, plane) in planes.iter_mut().zip(&self.planes) {
+            *p = plane;
+        }
+        let PackedInfo { shape, group, kind, .. } = self.info;
+        Packed::new(shape, group, kind, &planes[..self.planes.len()], &self.params, &self.row_scales)
+    }
+}
+
+impl Linear {
+    /// Bit planes.
+    ///
+    /// # Errors
+    /// When the buffers do not fit the shape.
+    pub fn packed(w: PackedWeights) -> Result<Linear> {
+        w.view()?;
+        Ok(Linear {
+            rows: w.info.shape.rows,
+            cols: w.info.shape.cols,
+            weights: Weights::Packed(w),
+            bias: None,
+            chunk_rows: TILE_ROWS,
+        })
+    }
+
+    /// Plain numbers, `rows * cols` of type `ty`.
+    pub fn plain(rows: usize, cols: usize, ty: PlainType, bytes: Bytes) -> Linear {
+        Linear { rows, cols, weights: Weights::Plain { ty, bytes }, bias: None, chunk_rows: TILE_ROWS }
+    }
+
+    /// With a bias of `rows` numbers added to every product.
+    pub fn with_bias(mut self, bias: Option<Vec<f32>>) -> Linear {
+        self.bias = bias;
+        self
+    }
+
+    /// Decides how many rows are claimed at a time.
+    pub fn set_workers(&mut self, workers: usize) {
+        let tiles = self.rows.div_ceil(TILE_ROWS).max(1);
+        let by_bytes = CHUNK_BYTES / (self.bytes() / tiles).max(1);
+        let by_workers = tiles / (CHUNKS_PER_WORKER * workers);
+        self.chunk_rows = by_bytes.min(by_workers).max(1) * TILE_ROWS;
+    }
+
+    /// Outputs.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+    /// Inputs.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+    /// Number of chunks that the rows are claimed in.
+    fn chunks(&self) -> usize {
+        self.rows.div_ceil(self.chunk_rows)
+    }
+    /// The rows of a chunk: whole tiles, but for the last.
+    fn chunk_range(&self, chunk: usize) -> Range<usize> {
+        chunk * self.chunk_rows..((chunk + 1) * self.chunk_rows).min(self.rows)
+    }
+    /// Bytes that one product reads.
+    pub fn bytes(&self) -> usize {
+        match &self.weights {
+            Weights::Packed(w) => {
+                w.planes.iter().map(|p| p.len()).sum::<usize>() + w.params.len() + w.row_scales.len()
+            }
+            Weights::Plain { bytes, .. } => bytes.len(),
+        }
+    }
+    /// Group size of the tables that this matrix needs, if it takes tables.
+    pub fn group(&self) -> Option<usize> {
+        match &self.weights {
+            Weights::Packed(w) => Some(w.info.group),
+            Weights::Plain { .. } => None,
+        }
+    }
+    /// Its format in a few words, e.g. `uniform q=4 g=32` or `f16`.
+    pub fn format(&self) -> String {
+        match &self.weights {
+            Weights::Packed(w) => w.info.format(),
+            Weights::Plain { ty, .. } => format!("{ty:?}").to_lowercase(),
+        }
+    }
+
+    /// Dequantizes one row into `out`, `[cols]`: how a tied head serves the embedding.
+    ///
+    /// # Errors
+    /// When the row does not exist or `out` has another length.
+    pub fn row(&self, row: usize, out: &mut [f32]) -> Result<()> {
+        match &self.weights {
+            Weights::Packed(w) => w.view()?.dequantize_row(row, out)?,
+            Weights::Plain { ty, bytes } => {
+                let ty = match ty {
+                    PlainType::F32 => GgmlType::F32,
+                    PlainType::F16 => GgmlType::F16,
+                    PlainType::Bf16 => GgmlType::BF16,
+                };
+                let n = bytes.len() / self.rows.max(1);
+                let b = bytes.get(row * n..(row + 1) * n).ok_or(Error::Token { id: row, vocab: self.rows })?;
+                ggml::dequantize_row(ty, b, out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The products of `rows`, which start at a tile, with tokens `0..n` of `x`. `put(token, row, values)`
+    /// receives up to 32 consecutive rows at a time, bias included.
+    ///
+    /// # Panics
+    /// If `x` was not made for this matrix: a mistake of the model's code, not of its file.
+    fn products(
+        &self,
+        isa: Isa,
+        x: &InputGuard<'_>,
+        n: usize,
+        rows: Range<usize>,
+        put: &mut dyn FnMut(usize, usize, &[f32]),
+    ) {
+        let bias = |at: usize, y: &mut [f32]| {
+            if let Some(b) = &self.bias {
+                y.iter_mut().zip(&b[at..]).for_each(|(y, b)| *y += b);
+            }
+        };
+        let done = match &self.weights {
+            Weights::Packed(w) => w.view().and_then(|view| {
+                // A tile's planes stay in L1 while all tokens' tables pass by.
+                for tile in rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS) {
+                    let at = tile * TILE_ROWS;
+                    let mut y = [0.0; TILE_ROWS];
+                    let y = &mut y[..(rows.end - at).min(TILE_ROWS)];
+                    for token in 0..n {
+                        gemv(isa, &view, &x.tables(token, w.info.group)?, tile..tile + 1, y)?;
+                        bias(at, y);
+                        put(token, at, y);
+                    }
+                }
+                Ok(())
+            }),
+            Weights::Plain { ty, bytes } => {
+                let row = bytes.len() / self.rows;
+                let part = &bytes[rows.start * row..rows.end * row];
+                plain::gemm(isa, *ty, part, self.cols, &x.x[..n * self.cols], &mut |token, r, y| {
+                    let mut y = [y];
+                    bias(rows.start + r, &mut y);
+                    put(token, rows.start + r, &y);
+                })
+            }
+        };
+        if let Err(e) = done {
+            panic!("product with a {} x {} matrix: {e}", self.rows, self.cols);
+        }
+    }
+}
+
+/// A stage: `out[m] = w[m] x` for several matrices that share their input, claimed as one list of chunks.
+/// `outs[m]` is `[tokens][rows of w[m]]`, cut into tiles.
+pub fn multiply<const M: usize>(
+    w: &Worker<'_>,
+    isa: Isa,
+    n: usize,
+    x: &Input,
+    mats: [&Linear; M],
+    outs: [&SharedMat<f32>; M],
+) {
+    stage(w, isa, n, x, mats, outs, |y, out| out.copy_from_slice(y));
+}
+
+/// A stage: `out = out + w x`, the residual connection.
+pub fn multiply_add(w: &Worker<'_>, isa: Isa, n: usize, x: &Input, mat: &Linear, out: &SharedMat<f32>) {
+    stage(w, isa, n, x, [mat], [out], |y, out| out.iter_mut().zip(y).for_each(|(o, y)| *o += y));
+}
+
+/// Claims the chunks of all matrices; `store` puts up to 32 products where they belong.
+fn stage<const M: usize>(
+    w: &Worker<'_>,
+    isa: Isa,
+    n: usize,
+    x: &Input,
+    mats: [&Linear; M],
+    outs: [&SharedMat<f32>; M],
+    store: impl Fn(&[f32], &mut [f32]),
+) {
+    let input = x.read();
+    w.each(mats.iter().map(|m| m.chunks()).sum(), |mut chunk| {
+        let mut m = 0;
+        while chunk >= mats[m].chunks() {
+            chunk -= mats[m].chunks();
+            m += 1;
+        }
+        let rows = mats[m].chunk_range(chunk);
+        let mut out = outs[m].write_cols(rows.clone());
+        mats[m].products(isa, &input, n, rows.clone(), &mut |token, row, y| {
+            let at = row - rows.start;
+            store(y, &mut out.row_mut(token)[at..at + y.len()]);
+        });
+    });
+}
+
+/// Activations on their way into one or more matrices: the numbers, and their look-up tables for every group
+/// size that those matrices use.
+#[derive(Debug)]
+pub struct Input {
+    x: SharedMat<f32>,
+    tables: Vec<TableBuf>,
+}
+
+#[derive(Debug)]
+struct TableBuf {
+    shape: TableShape,
+    entries: SharedMat<u8>,
+    scales: SharedMat<f32>,
+}
+
+impl Input {
+    /// Room for `tokens` inputs of `mats`, all of which have the same width.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn new(tokens: usize, mats: &[&Linear]) -> Result<Input> {
+        let cols = mats.first().map_or(0, |m| m.cols());
+        let mut tables: Vec<TableBuf> = Vec::new();
+        for group in mats.iter().filter_map(|m| m.group()) {
+            let shape = TableShape { cols, group };
+            if !tables.iter().any(|t| t.shape == shape) {
+                let per_segment = SEGMENT / group * shape.scales_per_group();
+                tables.push(TableBuf {
+                    shape,
+                    entries: SharedMat::new(tokens, shape.entries_len(), 4 * SEGMENT)?,
+                    scales: SharedMat::new(tokens, shape.scales_len(), per_segment)?,
+                });
+            }
+        }
+        Ok(Input { x: SharedMat::new(tokens, cols, SEGMENT)?, tables })
+    }
+
+    /// Bytes of all buffers.
+    pub fn bytes(&self) -> usize {
+        let tables =
+            self.tables.iter().map(|t| t.shape.entries_len() + 4 * t.shape.scales_len()).sum::<usize>();
+        self.x.capacity() * (4 * self.x.dim() + tables)
+    }
+
+    /// Sets the number of tokens in use.
+    pub fn set_tokens(&mut self, n: usize) {
+        self.x.set_rows(n);
+        for t in &mut self.tables {
+            t.entries.set_rows(n);
+            t.scales.set_rows(n);
+        }
+    }
+
+    /// A stage: fills the activations and builds their tables. `make(token, columns, out)` computes some
+    /// columns of one token: a whole row where there are several tokens, segments where there is one.
+    pub fn fill(
+        &self,
+        w: &Worker<'_>,
+        isa: Isa,
+        n: usize,
+        make: impl Fn(usize, Range<usize>, &mut [f32]),
+    ) {
+        if n == 1 {
+            w.each(self.x.chunks(), |c| {
+                let mut x = self.x.write_chunk(c);
+                let cols = x.cols();
+                make(0, cols.clone(), x.row_mut(0));
+                for t in &self.tables {
+                    let shape = TableShape { cols: cols.len(), ..t.shape };
+                    let (mut e, mut s) = (t.entries.write_chunk(c), t.scales.write_chunk(c));
+                    build(isa, shape, x.row(0), e.row_mut(0), s.row_mut(0));
+                }
+            });
+        } else {
+            w.each(n, |token| {
+                let mut x = self.x.write_row(token);
+                make(token, 0..x.len(), &mut x);
+                for t in &self.tables {
+                    let (mut e, mut s) = (t.entries.write_row(token), t.scales.write_row(token));
+                    build(isa, t.shape, &x, &mut e, &mut s);
+                }
+            });
+        }
+    }
+
+    fn read(&self) -> InputGuard<'_> {
+        let mut tables = [const { None }; MAX_TABLES];
+        for (g, t) in tables.iter_mut().zip(&self.tables) {
+            *g = Some((t.shape, t.entries.read(), t.scales.read()));
+        }
+        InputGuard { x: self.x.read(), tables }
+    }
+}
+
+/// As many group sizes as there are (`lutite_kernels::pack::GROUPS`).
+const MAX_TABLES: usize = lutite_kernels::pack::GROUPS.len();
+
+type TableGuard<'a> = (TableShape, ReadGuard<'a, u8>, ReadGuard<'a, f32>);
+
+/// All of an [`Input`], to read.
+struct InputGuard<'a> {
+    x: ReadGuard<'a, f32>,
+    tables: [Option<TableGuard<'a>>; MAX_TABLES],
+}
+
+impl InputGuard<'_> {
+    fn tables(&self, token: usize, group: usize) -> lutite_kernels::Result<Tables<'_>> {
+        let found = self.tables.iter().flatten().find(|t| t.0.group == group);
+        let (shape, entries, scales) = found.ok_or(lutite_kernels::Error::Shape {
+            what: "group",
+            found: group,
+            allowed: "one that the input was made for",
+        })?;
+        Tables::new(*shape, entries.row(token), scales.row(token))
+    }
+}
+
+fn build(isa: Isa, shape: TableShape, x: &[f32], entries: &mut [u8], scales: &mut [f32]) {
+    if let Err(e) = table::build(isa, shape, x, entries, scales) {
+        panic!("tables of {} activations: {e}", x.len());
+    }
+}

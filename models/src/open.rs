@@ -1,0 +1,91 @@
+//! From a file to a decoder.
+
+use crate::arch::llama::{Llama, Session, session_bytes};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::weights::{Path, Weights};
+use lutite_kernels::isa::Isa;
+use lutite_runtime::kv::{KvShape, KvType};
+use lutite_runtime::pool::{Pool, PoolConfig};
+use lutite_runtime::store::{Bytes, Gguf};
+
+/// Tokens that go through the network together in a prompt: enough to read weights rarely, few enough for
+/// their tables to stay in L2.
+pub const DEFAULT_BATCH: usize = 64;
+
+/// Longest context that is taken without being asked for.
+pub const DEFAULT_CONTEXT: usize = 4096;
+
+/// How to open a model.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Instruction set.
+    pub isa: Isa,
+    /// Workers of the pool.
+    pub workers: usize,
+    /// How matrices are multiplied.
+    pub path: Path,
+    /// Positions; `None` for the model's own, [`DEFAULT_CONTEXT`] at most.
+    pub context: Option<usize>,
+    /// Tokens per step.
+    pub batch: usize,
+    /// Storage of keys and values.
+    pub kv: KvType,
+    /// Bytes that the session may allocate beside its weights and which limit says so; `None` for no check.
+    pub available: Option<(u64, String)>,
+}
+
+impl OpenOptions {
+    /// One worker on `isa`, tables, half-float KV, no memory check.
+    pub fn new(isa: Isa) -> OpenOptions {
+        OpenOptions {
+            isa,
+            workers: 1,
+            path: Path::Lut,
+            context: None,
+            batch: DEFAULT_BATCH,
+            kv: KvType::F16,
+            available: None,
+        }
+    }
+}
+
+/// A decoder of any family.
+pub type Model = Llama;
+
+/// Makes a decoder of a model file's bytes.
+///
+/// # Errors
+/// When the file is damaged, of an unknown family or not packed, or when the session would not fit into
+/// memory; nothing large has been allocated then.
+pub fn open(bytes: &Bytes, o: &OpenOptions) -> Result<Model> {
+    let gguf = Gguf::parse(bytes)?;
+    let config = Config::read(&gguf)?;
+    let context = o.context.unwrap_or(config.context.min(DEFAULT_CONTEXT));
+    let shape = KvShape {
+        layers: config.layers,
+        heads: config.kv_heads,
+        head_dim: config.head_dim,
+        context,
+        ty: o.kv,
+    };
+    if context == 0 {
+        return Err(Error::Config { key: "context".into(), why: "0 positions; ask for at least 1 with -c".into() });
+    }
+    let batch = o.batch.clamp(1, context);
+    let need = session_bytes(&config, shape, batch, o.workers);
+    if let Some((available, bound)) = &o.available {
+        let needed = need.kv.saturating_add(need.activations) as u64;
+        if needed > *available {
+            return Err(Error::Memory {
+                what: format!("a context of {context} positions and its activations"),
+                needed_mib: needed >> 20,
+                available_mib: available >> 20,
+                bound: bound.clone(),
+            });
+        }
+    }
+    let weights = Weights::new(&gguf, bytes, o.path)?;
+    let pool = Pool::new(&PoolConfig { workers: o.workers, ..PoolConfig::default() })?;
+    Llama::new(config, &weights, Session { isa: o.isa, pool, kv: shape, batch })
+}

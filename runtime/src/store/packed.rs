@@ -1,0 +1,172 @@
+//! Packed matrices in a GGUF file: their names, their types, and the directory `lutite.tensors`.
+//!
+//! A linear layer `blk.3.ffn_up` with q planes is made of the tensors
+//!
+//! | name | type | dimensions (fastest first) |
+//! |---|---|---|
+//! | `blk.3.ffn_up.p0` .. `.p{q-1}` | I8 | `[bytes of a tile, tiles]`, layout P32 |
+//! | `blk.3.ffn_up.s{q}` | F16, or I8 for `hlq8` | `[32, coefficients, groups, tiles]` |
+//! | `blk.3.ffn_up.r{q}` (`hlq8`) | F16 | `[32, coefficients, tiles]` |
+//!
+//! and of one line in the string array `lutite.tensors`, e.g.
+//! `blk.3.ffn_up kind=uniform rows=1536 cols=576 planes=4 group=32` or
+//! `output kind=centered:128 rows=49152 cols=576 planes=8 group=32`.
+
+use lutite_kernels::ggml::GgmlType;
+use lutite_kernels::pack::p32::{LAYOUT_HASH, LAYOUT_ID, TILE_ROWS};
+use lutite_kernels::pack::{GROUPS, MAX_PLANES, ParamKind, PlaneShape};
+
+/// Version of the packed format that is written; a reader refuses a greater one.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Prefix of `general.architecture` in packed files, so that other programs refuse them by name.
+pub const ARCH_PREFIX: &str = "lut-";
+
+/// The layout's name and hash as written under `lutite.layout`.
+pub fn layout_tag() -> String {
+    format!("{LAYOUT_ID} {LAYOUT_HASH:016x}")
+}
+
+/// One line of `lutite.tensors`: shape and kind of a packed matrix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackedInfo {
+    /// Name without a suffix, e.g. `blk.3.ffn_up`.
+    pub name: String,
+    /// Kind of the parameters.
+    pub kind: ParamKind,
+    /// Rows and columns.
+    pub shape: PlaneShape,
+    /// Number of planes.
+    pub planes: usize,
+    /// Columns per group.
+    pub group: usize,
+}
+
+impl PackedInfo {
+    /// Reads a line of `lutite.tensors`.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words. Lengths are not judged here: tensors are held to them when they
+    /// are looked up.
+    pub fn parse(line: &str) -> Result<PackedInfo, String> {
+        let bad = |why: &str| format!("lutite.tensors entry {line:?}: {why}");
+        let mut words = line.split(' ');
+        let name = words.next().filter(|n| !n.is_empty()).ok_or_else(|| bad("no name"))?.to_owned();
+        let (mut kind, mut numbers) = (None, [None; 4]);
+        for word in words {
+            let (key, value) = word.split_once('=').ok_or_else(|| bad("expected key=value"))?;
+            let slot = ["rows", "cols", "planes", "group"].iter().position(|k| *k == key);
+            match (key, slot) {
+                ("kind", _) => kind = Some(parse_kind(value).ok_or_else(|| bad("unknown kind"))?),
+                (_, Some(i)) => {
+                    let n: usize = value.parse().map_err(|_| bad("expected a number"))?;
+                    numbers[i] = Some(n);
+                }
+                _ => return Err(bad("unknown key")),
+            }
+        }
+        let [Some(rows), Some(cols), Some(planes), Some(group)] = numbers else {
+            return Err(bad("rows, cols, planes and group are all needed"));
+        };
+        if !(1..=MAX_PLANES).contains(&planes) || !GROUPS.contains(&group) || rows == 0 || cols == 0 {
+            return Err(bad("planes must be 1 to 8, group 32, 64, 128 or 256, rows and cols above 0"));
+        }
+        let kind = kind.ok_or_else(|| bad("no kind"))?;
+        let info = PackedInfo { name, kind, shape: PlaneShape { rows, cols }, planes, group };
+        info.bytes().ok_or_else(|| bad("larger than the address space"))?;
+        Ok(info)
+    }
+
+    /// The line of `lutite.tensors`.
+    pub fn line(&self) -> String {
+        let kind = match self.kind {
+            ParamKind::Centered(c) => format!("centered:{c}"),
+            k => k.name().to_owned(),
+        };
+        let PlaneShape { rows, cols } = self.shape;
+        format!("{} kind={kind} rows={rows} cols={cols} planes={} group={}", self.name, self.planes, self.group)
+    }
+
+    /// The format in a few words for people, e.g. `uniform q=4 g=32`.
+    pub fn format(&self) -> String {
+        format!("{} q={} g={}", self.kind.name(), self.planes, self.group)
+    }
+
+    /// Bytes of all of its tensors; `None` on overflow.
+    pub fn bytes(&self) -> Option<usize> {
+        let planes = self.shape.plane_bytes()?.checked_mul(self.planes)?;
+        let params = self.kind.set_bytes(self.shape, self.planes, self.group)?;
+        let scales = self.kind.row_scale_bytes(self.shape, self.planes);
+        planes.checked_add(params)?.checked_add(scales)
+    }
+
+    /// Name of plane `p`'s tensor.
+    pub fn plane_name(&self, p: usize) -> String {
+        format!("{}.p{p}", self.name)
+    }
+    /// Name of the parameter set's tensor.
+    pub fn params_name(&self) -> String {
+        format!("{}.s{}", self.name, self.planes)
+    }
+    /// Name of the row scales' tensor, for kinds that have one.
+    pub fn row_scales_name(&self) -> Option<String> {
+        (self.kind == ParamKind::Hlq8).then(|| format!("{}.r{}", self.name, self.planes))
+    }
+
+    /// Its tensors in file order: name, type, dimensions.
+    pub fn tensors(&self) -> Vec<(String, GgmlType, Vec<u64>)> {
+        let n = |x: usize| x as u64;
+        let tiles = n(self.shape.tiles());
+        let coefficients = n(self.kind.coefficients(self.planes));
+        let groups = n(self.shape.groups(self.group));
+        let plane = vec![n(self.shape.tile_bytes()), tiles];
+        let mut all: Vec<_> =
+            (0..self.planes).map(|p| (self.plane_name(p), GgmlType::I8, plane.clone())).collect();
+        let ty = if self.kind == ParamKind::Hlq8 { GgmlType::I8 } else { GgmlType::F16 };
+        all.push((self.params_name(), ty, vec![n(TILE_ROWS), coefficients, groups, tiles]));
+        if let Some(name) = self.row_scales_name() {
+            all.push((name, GgmlType::F16, vec![n(TILE_ROWS), coefficients, tiles]));
+        }
+        all
+    }
+}
+
+fn parse_kind(s: &str) -> Option<ParamKind> {
+    match s.split_once(':') {
+        None => match s {
+            "hlq16" => Some(ParamKind::Hlq16),
+            "hlq8" => Some(ParamKind::Hlq8),
+            "uniform" => Some(ParamKind::Uniform),
+            _ => None,
+        },
+        Some(("centered", c)) => c.parse().ok().map(ParamKind::Centered),
+        Some(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_read_back_and_bad_ones_say_why() {
+        for kind in [ParamKind::Hlq16, ParamKind::Hlq8, ParamKind::Uniform, ParamKind::Centered(128)] {
+            let shape = PlaneShape { rows: 49152, cols: 576 };
+            let i = PackedInfo { name: "blk.0.ffn_up".into(), kind, shape, planes: 8, group: 32 };
+            assert_eq!(PackedInfo::parse(&i.line()).unwrap(), i);
+        }
+        for (line, why) in [
+            ("", "no name"),
+            ("a kind=hlq16 rows=1 cols=1 planes=1", "all needed"),
+            ("a kind=magic rows=1 cols=1 planes=1 group=32", "unknown kind"),
+            ("a kind=hlq8 rows=1 cols=1 planes=9 group=32", "planes must be"),
+            ("a kind=hlq8 rows=1 cols=1 planes=1 group=33", "group 32"),
+            ("a kind=hlq8 rows=x cols=1 planes=1 group=32", "expected a number"),
+            ("a kind=hlq8 rows=1 cols=1 planes=1 group=32 color=red", "unknown key"),
+            ("a kind=hlq8 rows=18446744073709551615 cols=99 planes=8 group=32", "address space"),
+        ] {
+            let e = PackedInfo::parse(line).unwrap_err();
+            assert!(e.contains(why), "{e}");
+        }
+    }
+}
