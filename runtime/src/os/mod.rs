@@ -1,5 +1,9 @@
 //! What the operating system gives: threads, shared memory, cores, limits. The only module of this crate
 //! that may use `unsafe`.
 
+pub mod affinity;
+mod cgroup;
 pub(crate) mod crew;
+pub mod memory;
 pub mod shared;
+pub mod topology;
