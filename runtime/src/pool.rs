@@ -30,11 +30,13 @@
 mod barrier;
 pub(crate) mod gate;
 
+use crate::os::affinity::{PinError, pin_current};
 use crate::os::crew::Crew;
+use crate::os::topology::concurrency;
 use barrier::{Barrier, Broken};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Longest time that a waiting worker spins before it sleeps: above the length of most stages and the cost of
@@ -46,6 +48,10 @@ pub const SPIN: Duration = Duration::from_micros(50);
 pub struct PoolConfig {
     /// Number of workers, the caller included; 0 counts as 1.
     pub workers: usize,
+    /// The CPU to keep each worker on; none for workers past the end. The first entry is for the caller, whose
+    /// thread is not the pool's to change: see [`crate::os::affinity::pin_current`], and use it after
+    /// [`Pool::new`], since new threads inherit the CPUs of their maker.
+    pub pin: Vec<usize>,
 }
 
 /// Why a [`Pool`] could not be made.
@@ -65,20 +71,36 @@ pub struct Pool {
     crew: Crew,
     barrier: Barrier,
     workers: usize,
+    pin_error: Option<PinError>,
 }
 
 impl Pool {
-    /// Starts the worker threads.
+    /// Starts the worker threads and waits until they are up.
     ///
     /// # Errors
     /// When the system refuses a thread; those already started are joined.
     pub fn new(config: &PoolConfig) -> Result<Self, SpawnError> {
         let workers = config.workers.max(1);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let spin = if workers > cores { Duration::ZERO } else { SPIN };
-        let crew =
-            Crew::new(workers, spin, |_| {}).map_err(|(id, source)| SpawnError { id, workers, source })?;
-        Ok(Pool { crew, barrier: Barrier::new(workers, spin), workers })
+        let spin = if workers > concurrency() { Duration::ZERO } else { SPIN };
+        let unpinned = Arc::new(Mutex::new(Vec::new()));
+        let (pin, refused) = (config.pin.clone(), Arc::clone(&unpinned));
+        let on_start = move |id: usize| {
+            if let Some(Err(error)) = pin.get(id).map(|&cpu| pin_current(cpu)) {
+                refused.lock().unwrap_or_else(PoisonError::into_inner).extend(error.cpus);
+            }
+        };
+        let crew = Crew::new(workers, spin, on_start);
+        let mut crew = crew.map_err(|(id, source)| SpawnError { id, workers, source })?;
+        // Whoever takes part in a run has started and been pinned.
+        crew.run(&|_| {});
+        let cpus = std::mem::take(&mut *unpinned.lock().unwrap_or_else(PoisonError::into_inner));
+        let pin_error = (!cpus.is_empty()).then_some(PinError { cpus });
+        Ok(Pool { crew, barrier: Barrier::new(workers, spin), workers, pin_error })
+    }
+
+    /// Which workers could not be pinned; they work all the same.
+    pub fn pin_error(&self) -> Option<&PinError> {
+        self.pin_error.as_ref()
     }
 
     /// Number of workers, the caller included.

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 fn pool(workers: usize) -> Pool {
-    Pool::new(&PoolConfig { workers }).expect("threads start")
+    Pool::new(&PoolConfig { workers, ..PoolConfig::default() }).expect("threads start")
 }
 
 /// Runs a program that must panic, and gives the panic's text.
@@ -30,6 +30,16 @@ fn every_worker_runs_once() {
             assert!(seen.iter().all(|n| n.load(Ordering::Relaxed) == 1));
         }
     }
+}
+
+#[test]
+fn a_pool_may_change_threads_between_runs() {
+    let mut pool = pool(2);
+    std::thread::scope(|scope| {
+        let pool = &mut pool;
+        scope.spawn(|| pool.run(|w| w.barrier()));
+    });
+    std::thread::spawn(move || pool.run(|w| w.barrier())).join().expect("no panic");
 }
 
 #[test]
@@ -140,4 +150,23 @@ fn short_runs_never_look_like_parting() {
     for _ in 0..5_000 {
         pool.run(|w| w.barrier());
     }
+}
+
+#[test]
+fn pinning_is_obeyed_or_reported() {
+    use lutite_runtime::os::topology::Topology;
+    // All workers on one CPU: it exists, it may be used, and too many workers for it must still come to an end.
+    let cpu = Topology::read().cores[0].cpus[0];
+    let mut pinned = Pool::new(&PoolConfig { workers: 3, pin: vec![cpu; 3] }).expect("threads start");
+    if cfg!(target_os = "linux") {
+        assert_eq!(pinned.pin_error(), None);
+        pinned.run(|w| {
+            let allowed = std::thread::available_parallelism().expect("known").get();
+            assert!(w.id() == 0 || allowed == 1, "worker {} may use {allowed} CPUs", w.id());
+        });
+    }
+    pinned.run(|w| (0..100).for_each(|_| w.barrier()));
+    let mut refused = Pool::new(&PoolConfig { workers: 2, pin: vec![0, 1 << 20] }).expect("threads start");
+    assert_eq!(refused.pin_error().expect("there is no such CPU").cpus, [1 << 20]);
+    refused.run(|w| w.barrier());
 }

@@ -29,7 +29,7 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn runs_chunks_and_barriers_do_not_allocate() {
     for workers in [1, 2, 6] {
-        let mut pool = Pool::new(&PoolConfig { workers }).expect("threads start");
+        let mut pool = Pool::new(&PoolConfig { workers, ..PoolConfig::default() }).expect("threads start");
         let sum = AtomicUsize::new(0);
         let mut round = || {
             pool.run(|w| {

@@ -5,7 +5,7 @@ use lutite_runtime::pool::{Pool, PoolConfig};
 use std::time::{Duration, Instant};
 
 fn pool(workers: usize) -> Pool {
-    Pool::new(&PoolConfig { workers }).expect("threads start")
+    Pool::new(&PoolConfig { workers, ..PoolConfig::default() }).expect("threads start")
 }
 
 /// Minimum and median of the samples.

@@ -137,7 +137,7 @@ fn stages_on_many_workers_see_each_other() {
     let a = SharedMat::<u64>::new(ROWS, DIM, 16).expect("memory");
     let b = SharedMat::<u64>::new(ROWS, DIM, 64).expect("memory");
     for workers in [2, 4] {
-        let mut pool = Pool::new(&PoolConfig { workers }).expect("threads start");
+        let mut pool = Pool::new(&PoolConfig { workers, ..PoolConfig::default() }).expect("threads start");
         for token in 0..100u64 {
             pool.run(|w| {
                 w.each(a.chunks(), |i| {
@@ -225,7 +225,7 @@ fn guard_cost() {
     const CHUNKS: usize = 1 << 16;
     let buf = SharedBuf::<u8>::new(CHUNKS, 1).expect("memory");
     for workers in [1, 2] {
-        let mut pool = Pool::new(&PoolConfig { workers }).expect("threads start");
+        let mut pool = Pool::new(&PoolConfig { workers, ..PoolConfig::default() }).expect("threads start");
         let mut best = [f64::MAX; 2];
         for _ in 0..20 {
             let start = Instant::now();

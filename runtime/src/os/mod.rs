@@ -1,6 +1,9 @@
 //! What the operating system gives: threads, shared memory, maps, cores, limits. The only module of this
 //! crate that may use `unsafe`.
 
+pub mod affinity;
 pub(crate) mod crew;
 pub mod map;
+pub mod memory;
 pub mod shared;
+pub mod topology;
