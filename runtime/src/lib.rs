@@ -1,3 +1,4 @@
 //! See `docs/design.md`.
 
 pub mod sample;
+pub mod stream;
