@@ -121,7 +121,8 @@ pub enum SampleError {
     },
 }
 
-/// Chooses tokens. Holds the scratch memory, so that a step allocates nothing once the first is done.
+/// Chooses tokens. Holds the scratch memory: a step allocates nothing once the first is done, and accepting nothing once
+/// the penalty's window is full.
 #[derive(Debug)]
 pub struct Sampler {
     config: SamplerConfig,

@@ -9,8 +9,8 @@ mod pip;
 mod tests;
 mod wheel;
 
-use crate::catalog::{Entry, Source};
-use crate::{interrupt, ui};
+use crate::catalog::{self, CATALOG, Entry, Source};
+use crate::{interrupt, places, ui};
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
@@ -38,6 +38,24 @@ pub struct Pulled {
 /// under the model's name.
 pub fn ensure(entry: &Entry, models: &Path, stop: &AtomicBool) -> anyhow::Result<Pulled> {
     Pull { entry, models, stop, search_path: None }.ensure()
+}
+
+/// The file of a model that was named: by a name of the catalog, pulled if it is missing, or else by a path.
+///
+/// A name of the catalog means the same in every folder; a file that is called so is named as `./smollm2`.
+///
+/// # Errors
+/// As [`ensure`]; or if it is neither a name nor a path of anything.
+pub fn locate(named: &str, stop: &AtomicBool) -> anyhow::Result<PathBuf> {
+    if let Some(entry) = catalog::find(named) {
+        return Ok(ensure(entry, &places::models()?, stop)?.path);
+    }
+    let path = PathBuf::from(named);
+    if !path.try_exists().with_context(|| format!("cannot look at {named}"))? {
+        let names: Vec<&str> = CATALOG.iter().map(|entry| entry.name).collect();
+        bail!("no model file {named}, and no such name in the catalog (it has: {})", names.join(", "));
+    }
+    Ok(path)
 }
 
 /// One pull.

@@ -267,3 +267,15 @@ fn two_pulls_at_once_download_once() {
     assert_eq!(fetched, 1);
     assert_eq!(stage.calls().len(), 1);
 }
+
+#[test]
+fn a_model_is_a_path_or_a_name() {
+    let stop = AtomicBool::new(false);
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("x.gguf");
+    let named = path.to_str().unwrap();
+    let error = locate(named, &stop).unwrap_err().to_string();
+    assert!(error.contains(named) && error.contains("smollm2"), "{error}");
+    fs::write(&path, b"").unwrap();
+    assert_eq!(locate(named, &stop).unwrap(), path);
+}
