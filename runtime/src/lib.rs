@@ -8,6 +8,8 @@ pub mod kv;
 #[allow(unsafe_code)]
 pub mod os;
 pub mod pool;
+pub mod sample;
 pub mod store;
+pub mod stream;
 
 pub use error::{Error, Result};

@@ -2,6 +2,7 @@
 //! crate that may use `unsafe`.
 
 pub mod affinity;
+mod cgroup;
 pub(crate) mod crew;
 pub mod map;
 pub mod memory;

@@ -1,0 +1,181 @@
+//! Flags that several verbs have.
+
+use crate::catalog;
+use clap::{Args, ValueEnum};
+use lutite_runtime::sample::{SampleError, Sampler, SamplerConfig};
+use std::hash::{BuildHasher, Hasher};
+use std::num::NonZeroU32;
+use std::str::FromStr;
+
+/// Which model.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// Model file, or a name of the catalog [default: smollm2]
+    #[arg(id = "name", value_name = "MODEL")]
+    pub name: Option<String>,
+    /// The same, as a flag
+    #[arg(short, long, value_name = "MODEL")]
+    pub model: Option<String>,
+}
+
+impl ModelArgs {
+    /// What was named: a path or a name of the catalog.
+    #[must_use]
+    pub fn named(&self) -> &str {
+        self.name.as_deref().or(self.model.as_deref()).unwrap_or(catalog::DEFAULT)
+    }
+}
+
+/// How a model is held and run.
+#[derive(Args, Clone, Debug)]
+pub struct EngineArgs {
+    /// Threads [default: one for each big core]
+    #[arg(short, long, value_name = "N")]
+    pub threads: Option<NonZeroU32>,
+    /// Tokens that are computed at once while the prompt is read
+    #[arg(short, long, value_name = "N", default_value = "512")]
+    pub batch_size: NonZeroU32,
+    /// Number format of the keys in the cache (-ctk)
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub cache_type_k: CacheType,
+    /// Number format of the values in the cache (-ctv)
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub cache_type_v: CacheType,
+    /// Pack the weights in memory; leave nothing in the cache folder
+    #[arg(long)]
+    pub no_cache: bool,
+}
+
+/// How the next token is chosen; the steps are in the order of the flags.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Divide the logits of recent tokens by this; 1 is off
+    #[arg(long, value_name = "X", default_value = "1.0", allow_negative_numbers = true)]
+    pub repeat_penalty: f32,
+    /// How many tokens are recent; 0 is none, -1 the whole context
+    #[arg(long, value_name = "N", default_value = "64", allow_negative_numbers = true)]
+    pub repeat_last_n: Limit,
+    /// Keep the K best tokens; 0 is all
+    #[arg(long, value_name = "K", default_value = "40", allow_negative_numbers = true)]
+    pub top_k: i32,
+    /// Keep the best tokens that have this probability together; 1 is off
+    #[arg(long, value_name = "P", default_value = "0.95", allow_negative_numbers = true)]
+    pub top_p: f32,
+    /// Keep the tokens that have this share of the best one's probability; 0 is off
+    #[arg(long, value_name = "P", default_value = "0.05", allow_negative_numbers = true)]
+    pub min_p: f32,
+    /// 0 always takes the best token, 1 is the model's own distribution
+    #[arg(
+        long,
+        alias = "temperature",
+        value_name = "T",
+        default_value = "0.8",
+        allow_negative_numbers = true
+    )]
+    pub temp: f32,
+    /// Key of the random numbers; -1 is a new one each time
+    #[arg(short, long, value_name = "N", default_value = "-1", allow_negative_numbers = true)]
+    pub seed: Seed,
+}
+
+impl SamplingArgs {
+    /// The sampler's settings for a context of `context` tokens. A random seed is drawn here, so call it once and say
+    /// the seed.
+    #[must_use]
+    pub fn config(&self, context: usize) -> SamplerConfig {
+        SamplerConfig {
+            temperature: self.temp,
+            // llama.cpp: 0 and below are all.
+            top_k: usize::try_from(self.top_k).unwrap_or(0),
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            repeat_last_n: self.repeat_last_n.or(context),
+            seed: self.seed.value(),
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), SampleError> {
+        Sampler::new(self.config(0)).map(|_| ())
+    }
+}
+
+/// A count, or -1 for no limit, as llama.cpp writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit(pub Option<u32>);
+
+impl Limit {
+    /// The count, or `all` if there is no limit.
+    #[must_use]
+    pub fn or(self, all: usize) -> usize {
+        self.0.map_or(all, |count| usize::try_from(count).unwrap_or(usize::MAX))
+    }
+}
+
+impl FromStr for Limit {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "-1" {
+            return Ok(Self(None));
+        }
+        text.parse().map(|count| Self(Some(count))).map_err(|_| "a count, or -1 for no limit")
+    }
+}
+
+/// A seed, or -1 for a random one, as llama.cpp writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seed(pub Option<u64>);
+
+impl Seed {
+    /// The seed; a random one differs from call to call.
+    #[must_use]
+    pub fn value(self) -> u64 {
+        // The standard library keys its hash tables from the system's randomness; here the empty hash is that key's.
+        self.0.unwrap_or_else(|| std::hash::RandomState::new().build_hasher().finish())
+    }
+}
+
+impl FromStr for Seed {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "-1" {
+            return Ok(Self(None));
+        }
+        text.parse()
+            .map(|seed| Self(Some(seed)))
+            .map_err(|_| "a whole number from 0 up, or -1 for a random one")
+    }
+}
+
+/// Bit planes of a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bits {
+    /// As many as the source's own format has: no weight changes.
+    Exact,
+    /// 1 to 8.
+    Planes(u8),
+}
+
+impl FromStr for Bits {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "exact" {
+            return Ok(Self::Exact);
+        }
+        let planes = text.parse().ok().filter(|planes| (1..=8).contains(planes));
+        planes.map(Self::Planes).ok_or("`exact`, or 1 to 8")
+    }
+}
+
+/// Number format of the key and value cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CacheType {
+    /// 16 bits.
+    F16,
+    /// 32 bits.
+    F32,
+}

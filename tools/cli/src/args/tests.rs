@@ -1,0 +1,176 @@
+//! Parsing with given defaults. What a process's variables do is tested by whole processes, in `tests/`.
+
+use super::*;
+use crate::catalog;
+use std::io::Write;
+
+fn argv(line: &str) -> Vec<OsString> {
+    std::iter::once("lutite").chain(line.split_whitespace()).map(OsString::from).collect()
+}
+
+fn parse_line(line: &str) -> Result<Verb, clap::Error> {
+    parse_with(argv(line), &Defaults::default())
+}
+
+fn with_file(toml: &str, line: &str) -> Result<Verb, clap::Error> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(toml.as_bytes()).unwrap();
+    let message = |message: String| clap::Error::raw(ErrorKind::Io, message);
+    parse_with(argv(line), &Defaults::load(Some((file.path().into(), true))).map_err(message)?)
+}
+
+macro_rules! verb {
+    ($verb:ident, $parsed:expr) => {
+        match $parsed {
+            Ok(Verb::$verb(args)) => args,
+            other => panic!("{other:?}"),
+        }
+    };
+}
+
+#[test]
+fn the_definitions_are_sound() {
+    Cli::command().debug_assert();
+    let command = Cli::command();
+    for verb in command.get_subcommands() {
+        assert!(verb.get_about().is_some(), "{}", verb.get_name());
+    }
+    for (one, other) in EITHER {
+        let has = |id: &str| command.get_subcommands().any(|v| v.get_arguments().any(|a| a.get_id() == id));
+        assert!(has(one) && has(other), "{one} {other}");
+    }
+}
+
+#[test]
+fn llama_spellings() {
+    let line = "run -m x.gguf -p hi -n -1 -c 2048 -t 2 -b 64 -ctk f32 -ctv=f16 -sys be --temp 0 --top-k 1 --top-p 0.5 \
+                --min-p 0.1 --repeat-penalty 1.1 --repeat-last-n -1 -s 7 -r a -r b --chat-template none --no-cache";
+    let run = verb!(Run, parse_line(line));
+    assert_eq!(run.model.named(), "x.gguf");
+    assert_eq!(run.prompt.as_deref(), Some("hi"));
+    assert_eq!(run.talk.system.as_deref(), Some("be"));
+    assert_eq!(run.talk.reverse_prompt, ["a", "b"]);
+    assert_eq!((run.talk.predict, run.talk.ctx_size), (Limit(None), 2048));
+    assert_eq!((run.engine.threads.map(|n| n.get()), run.engine.batch_size.get()), (Some(2), 64));
+    assert_eq!((run.engine.cache_type_k, run.engine.cache_type_v), (CacheType::F32, CacheType::F16));
+    assert!(run.engine.no_cache);
+    let config = run.sampling.config(2048);
+    assert_eq!((config.top_k, config.repeat_last_n, config.seed), (1, 2048, 7));
+    assert_eq!((config.temperature, config.top_p, config.min_p, config.repeat_penalty), (0.0, 0.5, 0.1, 1.1));
+}
+
+#[test]
+fn the_sampler_agrees_with_the_flags_on_defaults() {
+    let run = verb!(Run, parse_line("run -s 0"));
+    assert_eq!(run.sampling.config(4096), lutite_runtime::sample::SamplerConfig::default());
+    let random = verb!(Run, parse_line("run"));
+    assert_ne!(random.sampling.config(1).seed, random.sampling.config(1).seed);
+}
+
+#[test]
+fn a_model_is_named_in_two_ways() {
+    assert_eq!(verb!(Run, parse_line("run a.gguf")).model.named(), "a.gguf");
+    assert_eq!(verb!(Chat, parse_line("chat -m a.gguf")).model.named(), "a.gguf");
+    assert_eq!(verb!(Chat, parse_line("chat")).model.named(), catalog::DEFAULT);
+    assert_eq!(parse_line("run a.gguf -m b.gguf").unwrap_err().kind(), ErrorKind::ArgumentConflict);
+    assert_eq!(verb!(Pull, parse_line("pull")).entry.name, catalog::DEFAULT);
+}
+
+#[test]
+fn the_tools() {
+    let bench =
+        verb!(Bench, parse_line("bench --synthetic llama2-7b -p 0 -n 16,32 -t 1,2 -r 3 -o csv --bits 2"));
+    assert_eq!(bench.synthetic, Some(Synthetic::Llama2_7b));
+    assert_eq!((bench.n_prompt, bench.n_gen), (vec![0], vec![16, 32]));
+    assert_eq!(bench.threads.iter().map(|n| n.get()).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!((bench.output, bench.bits), (BenchFormat::Csv, Some(Bits::Planes(2))));
+    let quantize =
+        verb!(Quantize, parse_line("quantize a.gguf -o b.gguf --bits exact --group 64 --params uniform"));
+    assert_eq!((quantize.bits, quantize.group, quantize.params), (Bits::Exact, 64, Params::Uniform));
+    let perplexity = verb!(Perplexity, parse_line("perplexity -f a.txt --protocol papers --path plain"));
+    assert_eq!((perplexity.text.context(), perplexity.path), (2048, KernelPath::Plain));
+    let perplexity = verb!(Perplexity, parse_line("perplexity -f a.txt -c 256 --chunks 4"));
+    assert_eq!((perplexity.text.context(), perplexity.text.chunks), (256, Limit(Some(4))));
+    assert_eq!(verb!(Kl, parse_line("kl a.gguf -f a.txt")).reference, "plain");
+    assert!(verb!(Kl, parse_line("kl a.gguf -f a.txt --base x.kld")).base.is_some());
+}
+
+#[test]
+fn usage_errors() {
+    for line in [
+        "",
+        "fly",
+        "run --no-such-flag",
+        "run -p a -f b",
+        "run --temp -1",
+        "run --temp warm",
+        "run --top-p 0",
+        "run --min-p 2",
+        "run --repeat-penalty 0",
+        "run -s -2",
+        "run -n -5",
+        "run -t 0",
+        "run -b 0",
+        "run -ctk q4_0",
+        "chat -p hello",
+        "pull no-such-model",
+        "quantize a.gguf",
+        "quantize a.gguf -o b.gguf --bits 9",
+        "quantize a.gguf -o b.gguf --group 48",
+        "perplexity a.gguf",
+        "perplexity -f a.txt --protocol mine",
+        "kl -f a.txt --base x --reference y",
+        "bench --synthetic gpt5",
+        "bench a.gguf --synthetic smollm2",
+        "bench -o xml",
+    ] {
+        let error = parse_line(line).expect_err(line);
+        assert!(error.use_stderr() && error.exit_code() == 2, "{line}: {error}");
+    }
+}
+
+#[test]
+fn the_file_gives_defaults_that_flags_beat() {
+    let toml = "top-k = 7\ntemp = 0.5\nno-cache = true\nreverse-prompt = ['a b', 'c']\nmodel = 'm.gguf'\n\
+                [run]\nthreads = 3\n[bench]\nthreads = [1, 2]";
+    let run = verb!(Run, with_file(toml, "run --temp 0.25"));
+    assert_eq!((run.sampling.top_k, run.sampling.temp), (7, 0.25));
+    assert!(run.engine.no_cache);
+    assert_eq!(run.talk.reverse_prompt, ["a b", "c"]);
+    assert_eq!(run.engine.threads.map(|n| n.get()), Some(3));
+    assert_eq!(run.model.named(), "m.gguf");
+    assert_eq!(verb!(Run, with_file(toml, "run x.gguf -r z")).model.named(), "x.gguf");
+    assert_eq!(verb!(Run, with_file(toml, "run x.gguf -r z")).talk.reverse_prompt, ["z"]);
+    assert_eq!(verb!(Chat, with_file(toml, "chat")).engine.threads, None);
+    assert_eq!(verb!(Bench, with_file(toml, "bench")).threads.len(), 2);
+    assert_eq!(verb!(Perplexity, with_file("file = 'x.txt'", "perplexity")).text.file.as_os_str(), "x.txt");
+}
+
+#[test]
+fn of_two_ways_the_typed_one_counts() {
+    let run = verb!(Run, with_file("prompt = 'hi'", "run -f x"));
+    assert!(run.prompt.is_none() && run.file.is_some());
+    let bench = verb!(Bench, with_file("synthetic = 'smollm2'", "bench x.gguf"));
+    assert!(bench.synthetic.is_none());
+    assert!(verb!(Kl, with_file("base = 'x'", "kl -f t --reference y")).base.is_none());
+}
+
+#[test]
+fn mistakes_in_the_file_are_named() {
+    for (toml, line, says) in [
+        ("topk = 1", "run", "`topk` is no flag"),
+        ("[run]\nn-gen = 1", "run", "[run] has `n-gen`"),
+        ("[fly]\nx = 1", "run", "`fly` is no flag"),
+        ("temp = 1979-05-27", "run", "`temp` must be"),
+        ("temp = ", "run", "no TOML"),
+        ("temp = 'warm'", "run", "defaults were read from"),
+        ("temp = -1.0", "run", "temperature is -1"),
+    ] {
+        let error = with_file(toml, line).expect_err(toml);
+        assert!(error.to_string().contains(says), "{toml}: {error}");
+        assert_eq!(error.exit_code(), 2);
+    }
+    let missing = Defaults::load(Some(("/no/such/file".into(), true)));
+    assert!(missing.unwrap_err().contains("/no/such/file"));
+    assert!(Defaults::load(Some(("/no/such/file".into(), false))).is_ok());
+}

@@ -1,0 +1,315 @@
+//! The flags of each verb.
+
+use super::{Bits, EngineArgs, Limit, ModelArgs, SamplingArgs};
+use crate::catalog::{self, CATALOG, Entry};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, ValueEnum};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+/// `lutite run`
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The prompt
+    #[arg(short, long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Read the prompt from this file
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// What the two kinds of talk share.
+    #[command(flatten)]
+    pub talk: TalkArgs,
+    /// How it is held and run.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// How tokens are chosen.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// `lutite chat`
+#[derive(Args, Clone, Debug)]
+pub struct ChatArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// What the two kinds of talk share.
+    #[command(flatten)]
+    pub talk: TalkArgs,
+    /// How it is held and run.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// How tokens are chosen.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// What `run` and `chat` share.
+#[derive(Args, Clone, Debug)]
+pub struct TalkArgs {
+    /// The system message (-sys)
+    #[arg(long, alias = "system-prompt", value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Chat template: a file, or `none` to give the prompt as it is [default: the model's]
+    #[arg(long, value_name = "TEMPLATE")]
+    pub chat_template: Option<String>,
+    /// Most tokens of an answer; -1 is until the model ends it
+    #[arg(short = 'n', long, alias = "n-predict", value_name = "N", default_value = "-1")]
+    #[arg(allow_negative_numbers = true)]
+    pub predict: Limit,
+    /// Tokens of context; 0 is all the model was trained for
+    #[arg(short, long, value_name = "N", default_value = "4096")]
+    pub ctx_size: u32,
+    /// End the answer where this text would come; may be given several times
+    #[arg(short, long, alias = "stop", value_name = "TEXT")]
+    pub reverse_prompt: Vec<String>,
+}
+
+/// `lutite pull`
+#[derive(Args, Clone, Debug)]
+pub struct PullArgs {
+    /// Name in the catalog
+    #[arg(value_name = "NAME", default_value = catalog::DEFAULT, value_parser = entry_parser())]
+    pub entry: &'static Entry,
+}
+
+fn entry_parser() -> impl TypedValueParser<Value = &'static Entry> {
+    // The names come from the catalog itself, so each is found.
+    PossibleValuesParser::new(CATALOG.iter().map(|entry| entry.name))
+        .try_map(|name| catalog::find(&name).ok_or("not in the catalog"))
+}
+
+/// `lutite quantize`
+#[derive(Args, Clone, Debug)]
+pub struct QuantizeArgs {
+    /// Model file to read, or a name of the catalog
+    #[arg(value_name = "SRC")]
+    pub source: String,
+    /// Packed model to write
+    #[arg(short, long, value_name = "OUT")]
+    pub out_file: PathBuf,
+    /// Bit planes: `exact` for the source's own, or 1 to 8
+    #[arg(long, value_name = "BITS", default_value = "4")]
+    pub bits: Bits,
+    /// Weights that share a set of scales: 32, 64, 128 or 256
+    #[arg(long, value_name = "N", default_value = "32", value_parser = group_parser())]
+    pub group: u32,
+    /// How the scales are stored
+    #[arg(long, value_name = "KIND", default_value = "hlq8")]
+    pub params: Params,
+    /// Bit planes of the output layer [default: as --bits]
+    #[arg(long, value_name = "BITS")]
+    pub head_bits: Option<Bits>,
+    /// Importance of inputs, as llama-imatrix writes it
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
+    /// Threads [default: one for each core]
+    #[arg(short, long, value_name = "N")]
+    pub threads: Option<NonZeroU32>,
+}
+
+fn group_parser() -> impl TypedValueParser<Value = u32> {
+    PossibleValuesParser::new(["32", "64", "128", "256"]).try_map(|text| text.parse::<u32>())
+}
+
+/// How the scales of a group are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Params {
+    /// One byte each, under one f16 for the row.
+    Hlq8,
+    /// f16 each.
+    Hlq16,
+    /// One scale and one offset for all planes.
+    Uniform,
+}
+
+/// `lutite inspect`
+#[derive(Args, Clone, Debug)]
+pub struct InspectArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// List every tensor
+    #[arg(long)]
+    pub tensors: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lutite perplexity`
+#[derive(Args, Clone, Debug)]
+pub struct PerplexityArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Which text, and how it is cut.
+    #[command(flatten)]
+    pub text: TextArgs,
+    /// Kernels to compute with
+    #[arg(long, default_value = "lut")]
+    pub path: KernelPath,
+    /// How it is held and run.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lutite kl`
+#[derive(Args, Clone, Debug)]
+pub struct KlArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Reference: another model, or `plain` for this one by the plain kernels
+    #[arg(long, value_name = "MODEL", default_value = "plain")]
+    pub reference: String,
+    /// Reference: a file of logits, as llama-perplexity writes it
+    #[arg(long, alias = "kl-divergence-base", value_name = "FILE")]
+    pub base: Option<PathBuf>,
+    /// Which text, and how it is cut.
+    #[command(flatten)]
+    pub text: TextArgs,
+    /// How it is held and run.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The text to measure on. The two protocols' numbers are not to be compared.
+#[derive(Args, Clone, Debug)]
+pub struct TextArgs {
+    /// The text
+    #[arg(short, long, value_name = "FILE")]
+    pub file: PathBuf,
+    /// `llama`: the second half of each chunk is scored, as llama-perplexity does; `papers`: all of each chunk
+    #[arg(long, default_value = "llama")]
+    pub protocol: Protocol,
+    /// Tokens of a chunk [default: 512 for llama, 2048 for papers]
+    #[arg(short, long, value_name = "N")]
+    pub ctx_size: Option<NonZeroU32>,
+    /// Most chunks; -1 is all
+    #[arg(long, value_name = "N", default_value = "-1", allow_negative_numbers = true)]
+    pub chunks: Limit,
+}
+
+impl TextArgs {
+    /// Tokens of a chunk.
+    #[must_use]
+    pub fn context(&self) -> u32 {
+        self.ctx_size.map_or(self.protocol.context(), NonZeroU32::get)
+    }
+}
+
+/// How a text is cut and which of its tokens are scored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Protocol {
+    /// llama.cpp's.
+    Llama,
+    /// That of the papers on quantization.
+    Papers,
+}
+
+impl Protocol {
+    /// Tokens of a chunk where nothing else is said.
+    #[must_use]
+    pub fn context(self) -> u32 {
+        match self {
+            Self::Llama => 512,
+            Self::Papers => 2048,
+        }
+    }
+}
+
+/// Which kernels compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KernelPath {
+    /// Table look-up, as in use.
+    Lut,
+    /// Weights decoded to floats and multiplied: slow and obvious.
+    Plain,
+}
+
+/// `lutite bench`
+#[derive(Args, Clone, Debug)]
+pub struct BenchArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// No file: random weights in the shapes of this model
+    #[arg(long, value_name = "SHAPE")]
+    pub synthetic: Option<Synthetic>,
+    /// Prompt lengths to read; 0 is no such test
+    #[arg(short = 'p', long, value_name = "N,...", default_value = "512", value_delimiter = ',')]
+    pub n_prompt: Vec<u32>,
+    /// Answer lengths to write; 0 is no such test
+    #[arg(short = 'n', long, value_name = "N,...", default_value = "128", value_delimiter = ',')]
+    pub n_gen: Vec<u32>,
+    /// Times each test is run
+    #[arg(short, long, value_name = "N", default_value = "5")]
+    pub repetitions: NonZeroU32,
+    /// Thread counts to test [default: one for each big core]
+    #[arg(short, long, value_name = "N,...", value_delimiter = ',')]
+    pub threads: Vec<NonZeroU32>,
+    /// Bit planes to pack a plain or synthetic model with
+    #[arg(long, value_name = "BITS")]
+    pub bits: Option<Bits>,
+    /// Weights that share a set of scales: 32, 64, 128 or 256
+    #[arg(long, value_name = "N", value_parser = group_parser())]
+    pub group: Option<u32>,
+    /// Form of the result
+    #[arg(short, long, default_value = "md")]
+    pub output: BenchFormat,
+    /// Tokens that are computed at once while the prompt is read
+    #[arg(short, long, value_name = "N", default_value = "512")]
+    pub batch_size: NonZeroU32,
+    /// Number format of the keys in the cache (-ctk)
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub cache_type_k: super::CacheType,
+    /// Number format of the values in the cache (-ctv)
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub cache_type_v: super::CacheType,
+    /// Pack the weights in memory; leave nothing in the cache folder
+    #[arg(long)]
+    pub no_cache: bool,
+}
+
+/// Shapes for a benchmark without a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Synthetic {
+    /// Llama 2, 7 billion weights.
+    #[value(name = "llama2-7b")]
+    Llama2_7b,
+    /// Llama 3, 8 billion weights.
+    #[value(name = "llama3-8b")]
+    Llama3_8b,
+    /// SmolLM2, 135 million weights.
+    #[value(name = "smollm2")]
+    SmolLm2,
+}
+
+/// Form of a benchmark's result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BenchFormat {
+    /// llama-bench's table.
+    Md,
+    /// Every repetition.
+    Json,
+    /// A line for each test.
+    Csv,
+}
+
+/// `lutite doctor`
+#[derive(Args, Clone, Debug)]
+pub struct DoctorArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,3 @@
+//! The verbs: each takes its parsed flags and does the work.
+
+pub(crate) mod pull;

@@ -1,0 +1,173 @@
+//! Talking to the person: the answer on stdout, everything else on stderr.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::fmt::{self, Display};
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// Ends that are no failures. They travel as errors, to unwind the work, and [`crate::main`] gives each its exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quit {
+    /// The reader of stdout went away: a quiet 0.
+    PipeClosed,
+    /// Ctrl-C: 130.
+    Interrupted,
+}
+
+impl Display for Quit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PipeClosed => "the reader of the output went away",
+            Self::Interrupted => "interrupted",
+        })
+    }
+}
+
+impl std::error::Error for Quit {}
+
+/// Standard output. What is written is flushed at once, so that a person sees each word when it comes.
+#[derive(Debug)]
+pub struct Answer<W = io::Stdout>(W);
+
+impl Answer {
+    /// The process's standard output.
+    #[must_use]
+    pub fn stdout() -> Self {
+        Self(io::stdout())
+    }
+}
+
+impl<W: Write> Answer<W> {
+    /// An answer that goes to `writer`.
+    pub fn to(writer: W) -> Self {
+        Self(writer)
+    }
+
+    /// Prints the text as it is, with no newline added.
+    ///
+    /// # Errors
+    /// [`Quit::PipeClosed`] if the reader went away, else the failure to write.
+    pub fn print(&mut self, text: &str) -> anyhow::Result<()> {
+        let written = self.0.write_all(text.as_bytes()).and_then(|()| self.0.flush());
+        written.map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => Quit::PipeClosed.into(),
+            _ => anyhow::Error::new(error).context("cannot write the answer to standard output"),
+        })
+    }
+}
+
+/// Says something on stderr, in one line or more.
+pub fn note(message: impl Display) {
+    // A closed stderr must not stop the work, as `eprintln!` would.
+    let _ = writeln!(io::stderr(), "{message}");
+}
+
+/// Says what is wrong but does not stop the work.
+pub fn warn(message: impl Display) {
+    note(format_args!("warning: {message}"));
+}
+
+/// Says what stopped the work: the error and each of its causes on a line of its own.
+pub fn error(error: &anyhow::Error) {
+    note(format_args!("error: {error}"));
+    for cause in error.chain().skip(1) {
+        note(format_args!("  {cause}"));
+    }
+}
+
+/// How far a long task is: a bar on a terminal, else now and then a plain line.
+#[derive(Debug)]
+pub struct Progress {
+    label: String,
+    total: u64,
+    bar: Option<ProgressBar>,
+    /// When the last plain line was printed, and with which tenth.
+    printed: (Instant, u64),
+}
+
+/// A plain line at most this often: a log of a slow network stays short, a fast one prints begin and end only.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+impl Progress {
+    /// Starts a task of about `total` bytes.
+    #[must_use]
+    pub fn bytes(label: &str, total: u64) -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+            let template =
+                "{msg} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
+            // The template is a constant; were it wrong, indicatif's default bar would do.
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style.progress_chars("=> "));
+            }
+            bar.set_message(label.to_owned());
+            bar
+        });
+        if bar.is_none() {
+            note(format_args!("{label}: {}", megabytes(total)));
+        }
+        Self { label: label.to_owned(), total, bar, printed: (Instant::now(), 0) }
+    }
+
+    /// Now `done` bytes of the total are done. An estimate may run over; the bar stays at its end.
+    pub fn set(&mut self, done: u64) {
+        let done = done.min(self.total);
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+            return;
+        }
+        let tenth = done.saturating_mul(10) / self.total.max(1);
+        if tenth > self.printed.1 && self.printed.0.elapsed() >= LINE_EVERY {
+            note(format_args!("{}: {} of {}", self.label, megabytes(done), megabytes(self.total)));
+            self.printed = (Instant::now(), tenth);
+        }
+    }
+}
+
+impl Drop for Progress {
+    /// Takes the bar away; what follows says how it ended.
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A size for people: `98.4 MB` (10^6 bytes), small ones in bytes.
+#[must_use]
+pub fn megabytes(bytes: u64) -> String {
+    if bytes < 100_000 { format!("{bytes} bytes") } else { format!("{:.1} MB", bytes as f64 / 1e6) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Broken(io::ErrorKind);
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_broken_pipe_is_no_failure() {
+        let error = Answer::to(Broken(io::ErrorKind::BrokenPipe)).print("x").unwrap_err();
+        assert_eq!(error.downcast_ref(), Some(&Quit::PipeClosed));
+        let error = Answer::to(Broken(io::ErrorKind::StorageFull)).print("x").unwrap_err();
+        assert_eq!(error.downcast_ref::<Quit>(), None);
+        let mut out = Vec::new();
+        Answer::to(&mut out).print("abc").unwrap();
+        assert_eq!(out, b"abc");
+    }
+
+    #[test]
+    fn sizes_read_well() {
+        assert_eq!(megabytes(512), "512 bytes");
+        assert_eq!(megabytes(98_362_432), "98.4 MB");
+    }
+}
