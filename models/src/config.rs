@@ -84,13 +84,19 @@ impl Config {
         let k = Keys { gguf, arch: arch.clone() };
         let dim = k.size("embedding_length")?;
         let heads = k.size("attention.head_count")?;
-        let kv_heads = k.check("attention.head_count_kv", k.opt("attention.head_count_kv")?.unwrap_or(heads))?;
-        let head_dim = k.check("attention.key_length", k.opt("attention.key_length")?.unwrap_or(dim / heads))?;
+        let kv_heads =
+            k.check("attention.head_count_kv", k.opt("attention.head_count_kv")?.unwrap_or(heads))?;
+        let head_dim =
+            k.check("attention.key_length", k.opt("attention.key_length")?.unwrap_or(dim / heads))?;
         if !heads.is_multiple_of(kv_heads) {
-            return Err(k.bad("attention.head_count_kv", format!("{kv_heads} does not divide the {heads} heads")));
+            return Err(
+                k.bad("attention.head_count_kv", format!("{kv_heads} does not divide the {heads} heads"))
+            );
         }
         if !head_dim.is_multiple_of(8) || head_dim > MAX_HEAD_DIM {
-            let why = format!("a head of {head_dim} dimensions is not supported (a multiple of 8, at most {MAX_HEAD_DIM})");
+            let why = format!(
+                "a head of {head_dim} dimensions is not supported (a multiple of 8, at most {MAX_HEAD_DIM})"
+            );
             return Err(k.bad("attention.key_length", why));
         }
         if k.opt("attention.value_length")?.is_some_and(|v| v != head_dim) {
@@ -151,7 +157,9 @@ fn rope(k: &Keys<'_, '_>, head_dim: usize) -> Result<RopeConfig> {
             attention: f64::from(k.float("rope.scaling.attn_factor", 1.0)?),
         },
         Some(other) => {
-            return Err(k.bad("rope.scaling.type", format!("{other:?} is not supported (none, linear, yarn)")));
+            return Err(
+                k.bad("rope.scaling.type", format!("{other:?} is not supported (none, linear, yarn)"))
+            );
         }
     };
     let factors = match k.gguf.tensor("rope_freqs.weight") {

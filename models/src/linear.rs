@@ -23,7 +23,7 @@ const CHUNKS_PER_WORKER: usize = 4;
 
 /// A matrix `[rows][cols]` of weights, in one of its two forms.
 #[derive(Debug)]
-pub struct Linear {
+pub(crate) struct Linear {
     rows: usize,
     cols: usize,
     weights: Weights,
@@ -40,15 +40,15 @@ enum Weights {
 
 /// Bit planes and parameters, wherever they lie.
 #[derive(Debug)]
-pub struct PackedWeights {
+pub(crate) struct PackedWeights {
     /// Shape and kind.
-    pub info: PackedInfo,
+    pub(crate) info: PackedInfo,
     /// `info.planes` planes, lowest first.
-    pub planes: Vec<Bytes>,
+    pub(crate) planes: Vec<Bytes>,
     /// The parameter set for all of these planes.
-    pub params: Bytes,
+    pub(crate) params: Bytes,
     /// f16 row scales; empty for kinds without them.
-    pub row_scales: Bytes,
+    pub(crate) row_scales: Bytes,
 }
 
 impl PackedWeights {
@@ -67,7 +67,7 @@ impl Linear {
     ///
     /// # Errors
     /// When the buffers do not fit the shape.
-    pub fn packed(w: PackedWeights) -> Result<Linear> {
+    pub(crate) fn packed(w: PackedWeights) -> Result<Linear> {
         w.view()?;
         Ok(Linear {
             rows: w.info.shape.rows,
@@ -79,18 +79,18 @@ impl Linear {
     }
 
     /// Plain numbers, `rows * cols` of type `ty`.
-    pub fn plain(rows: usize, cols: usize, ty: PlainType, bytes: Bytes) -> Linear {
+    pub(crate) fn plain(rows: usize, cols: usize, ty: PlainType, bytes: Bytes) -> Linear {
         Linear { rows, cols, weights: Weights::Plain { ty, bytes }, bias: None, chunk_rows: TILE_ROWS }
     }
 
     /// With a bias of `rows` numbers added to every product.
-    pub fn with_bias(mut self, bias: Option<Vec<f32>>) -> Linear {
+    pub(crate) fn with_bias(mut self, bias: Option<Vec<f32>>) -> Linear {
         self.bias = bias;
         self
     }
 
     /// Decides how many rows are claimed at a time.
-    pub fn set_workers(&mut self, workers: usize) {
+    pub(crate) fn set_workers(&mut self, workers: usize) {
         let tiles = self.rows.div_ceil(TILE_ROWS).max(1);
         let by_bytes = CHUNK_BYTES / (self.bytes() / tiles).max(1);
         let by_workers = tiles / (CHUNKS_PER_WORKER * workers);
@@ -98,11 +98,11 @@ impl Linear {
     }
 
     /// Outputs.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.rows
     }
     /// Inputs.
-    pub fn cols(&self) -> usize {
+    pub(crate) fn cols(&self) -> usize {
         self.cols
     }
     /// Number of chunks that the rows are claimed in.
@@ -114,7 +114,7 @@ impl Linear {
         chunk * self.chunk_rows..((chunk + 1) * self.chunk_rows).min(self.rows)
     }
     /// Bytes that one product reads.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         match &self.weights {
             Weights::Packed(w) => {
                 w.planes.iter().map(|p| p.len()).sum::<usize>() + w.params.len() + w.row_scales.len()
@@ -123,14 +123,14 @@ impl Linear {
         }
     }
     /// Group size of the tables that this matrix needs, if it takes tables.
-    pub fn group(&self) -> Option<usize> {
+    pub(crate) fn group(&self) -> Option<usize> {
         match &self.weights {
             Weights::Packed(w) => Some(w.info.group),
             Weights::Plain { .. } => None,
         }
     }
     /// Its format in a few words, e.g. `uniform q=4 g=32` or `f16`.
-    pub fn format(&self) -> String {
+    pub(crate) fn format(&self) -> String {
         match &self.weights {
             Weights::Packed(w) => w.info.format(),
             Weights::Plain { ty, .. } => format!("{ty:?}").to_lowercase(),
@@ -141,7 +141,7 @@ impl Linear {
     ///
     /// # Errors
     /// When the row does not exist or `out` has another length.
-    pub fn row(&self, row: usize, out: &mut [f32]) -> Result<()> {
+    pub(crate) fn row(&self, row: usize, out: &mut [f32]) -> Result<()> {
         match &self.weights {
             Weights::Packed(w) => w.view()?.dequantize_row(row, out)?,
             Weights::Plain { ty, bytes } => {
@@ -151,7 +151,8 @@ impl Linear {
                     PlainType::Bf16 => GgmlType::BF16,
                 };
                 let n = bytes.len() / self.rows.max(1);
-                let b = bytes.get(row * n..(row + 1) * n).ok_or(Error::Token { id: row, vocab: self.rows })?;
+                let b =
+                    bytes.get(row * n..(row + 1) * n).ok_or(Error::Token { id: row, vocab: self.rows })?;
                 ggml::dequantize_row(ty, b, out)?;
             }
         }
@@ -209,7 +210,7 @@ impl Linear {
 
 /// A stage: `out[m] = w[m] x` for several matrices that share their input, claimed as one list of chunks.
 /// `outs[m]` is `[tokens][rows of w[m]]`, cut into tiles.
-pub fn multiply<const M: usize>(
+pub(crate) fn multiply<const M: usize>(
     w: &Worker<'_>,
     isa: Isa,
     n: usize,
@@ -221,7 +222,14 @@ pub fn multiply<const M: usize>(
 }
 
 /// A stage: `out = out + w x`, the residual connection.
-pub fn multiply_add(w: &Worker<'_>, isa: Isa, n: usize, x: &Input, mat: &Linear, out: &SharedMat<f32>) {
+pub(crate) fn multiply_add(
+    w: &Worker<'_>,
+    isa: Isa,
+    n: usize,
+    x: &Input,
+    mat: &Linear,
+    out: &SharedMat<f32>,
+) {
     stage(w, isa, n, x, [mat], [out], |y, out| out.iter_mut().zip(y).for_each(|(o, y)| *o += y));
 }
 
@@ -254,7 +262,7 @@ fn stage<const M: usize>(
 /// Activations on their way into one or more matrices: the numbers, and their look-up tables for every group
 /// size that those matrices use.
 #[derive(Debug)]
-pub struct Input {
+pub(crate) struct Input {
     x: SharedMat<f32>,
     tables: Vec<TableBuf>,
 }
@@ -271,7 +279,7 @@ impl Input {
     ///
     /// # Errors
     /// When the memory cannot be had.
-    pub fn new(tokens: usize, mats: &[&Linear]) -> Result<Input> {
+    pub(crate) fn new(tokens: usize, mats: &[&Linear]) -> Result<Input> {
         let cols = mats.first().map_or(0, |m| m.cols());
         let mut tables: Vec<TableBuf> = Vec::new();
         for group in mats.iter().filter_map(|m| m.group()) {
@@ -288,15 +296,8 @@ impl Input {
         Ok(Input { x: SharedMat::new(tokens, cols, SEGMENT)?, tables })
     }
 
-    /// Bytes of all buffers.
-    pub fn bytes(&self) -> usize {
-        let tables =
-            self.tables.iter().map(|t| t.shape.entries_len() + 4 * t.shape.scales_len()).sum::<usize>();
-        self.x.capacity() * (4 * self.x.dim() + tables)
-    }
-
     /// Sets the number of tokens in use.
-    pub fn set_tokens(&mut self, n: usize) {
+    pub(crate) fn set_tokens(&mut self, n: usize) {
         self.x.set_rows(n);
         for t in &mut self.tables {
             t.entries.set_rows(n);
@@ -306,7 +307,7 @@ impl Input {
 
     /// A stage: fills the activations and builds their tables. `make(token, columns, out)` computes some
     /// columns of one token: a whole row where there are several tokens, segments where there is one.
-    pub fn fill(
+    pub(crate) fn fill(
         &self,
         w: &Worker<'_>,
         isa: Isa,

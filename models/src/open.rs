@@ -70,7 +70,10 @@ pub fn open(bytes: &Bytes, o: &OpenOptions) -> Result<Model> {
         ty: o.kv,
     };
     if context == 0 {
-        return Err(Error::Config { key: "context".into(), why: "0 positions; ask for at least 1 with -c".into() });
+        return Err(Error::Config {
+            key: "context".into(),
+            why: "0 positions; ask for at least 1 with -c".into(),
+        });
     }
     let batch = o.batch.clamp(1, context);
     let need = session_bytes(&config, shape, batch, o.workers);

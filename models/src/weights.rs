@@ -39,7 +39,9 @@ impl<'a> Weights<'a> {
                 packed.insert(info.name.clone(), info);
             }
         } else if path == Path::Lut {
-            return Err(Error::Packed("this file holds no bit planes; pack it first (lutite quantize)".into()));
+            return Err(Error::Packed(
+                "this file holds no bit planes; pack it first (lutite quantize)".into(),
+            ));
         }
         Ok(Weights { gguf, bytes, packed, path })
     }
@@ -134,10 +136,9 @@ impl<'a> Weights<'a> {
     }
 
     fn part(&self, t: &TensorInfo<'_>) -> Result<Bytes> {
-        self.bytes.part(t.data).ok_or_else(|| Error::Tensor {
-            name: t.name.to_owned(),
-            why: "lies outside of the file".into(),
-        })
+        self.bytes
+            .part(t.data)
+            .ok_or_else(|| Error::Tensor { name: t.name.to_owned(), why: "lies outside of the file".into() })
     }
 }
 
@@ -163,11 +164,15 @@ fn shape_error(name: &str, expected: &str, found: &str) -> Error {
 fn check_version(gguf: &Gguf<'_>) -> Result<()> {
     let version = gguf.u32("lutite.version")?.unwrap_or(0);
     if version == 0 || version > FORMAT_VERSION {
-        let why = format!("format version {version}, this program reads 1 to {FORMAT_VERSION}; update it or pack again");
+        let why = format!(
+            "format version {version}, this program reads 1 to {FORMAT_VERSION}; update it or pack again"
+        );
         return Err(Error::Packed(why));
     }
     if let Some(feature) = gguf.str_array("lutite.features")?.into_iter().flatten().next() {
-        return Err(Error::Packed(format!("it needs the feature {feature:?}, which this program does not have")));
+        return Err(Error::Packed(format!(
+            "it needs the feature {feature:?}, which this program does not have"
+        )));
     }
     let layout = gguf.str("lutite.layout")?.unwrap_or("(none)");
     if layout != layout_tag() {

@@ -107,7 +107,9 @@ impl KvCache {
     /// # Errors
     /// When the address space cannot be had.
     pub fn new(shape: KvShape) -> Result<KvCache, AllocError> {
-        let slabs = (0..shape.layers).map(|_| Ok([Slab::new(shape)?, Slab::new(shape)?])).collect::<Result<_, _>>()?;
+        let slabs = (0..shape.layers)
+            .map(|_| Ok([Slab::new(shape)?, Slab::new(shape)?]))
+            .collect::<Result<_, _>>()?;
         Ok(KvCache { shape, slabs })
     }
 

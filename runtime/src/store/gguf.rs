@@ -180,7 +180,7 @@ impl<'a> Gguf<'a> {
 
         // No tensor is empty, so that if any two overlap, two neighbours in the order of their offsets do.
         let mut order: Vec<usize> = (0..self.tensors.len()).collect();
-        order.sort_unstable_by_key(|&i| self.tensors[i].offset);
+        order.sort_unstable_by_key(|&i| (self.tensors[i].offset, i));
         for pair in order.windows(2) {
             let (a, b) = (&self.tensors[pair[0]], &self.tensors[pair[1]]);
             if a.offset + a.data.len() as u64 > b.offset {

@@ -84,7 +84,10 @@ impl PackedInfo {
             k => k.name().to_owned(),
         };
         let PlaneShape { rows, cols } = self.shape;
-        format!("{} kind={kind} rows={rows} cols={cols} planes={} group={}", self.name, self.planes, self.group)
+        format!(
+            "{} kind={kind} rows={rows} cols={cols} planes={} group={}",
+            self.name, self.planes, self.group
+        )
     }
 
     /// The format in a few words for people, e.g. `uniform q=4 g=32`.

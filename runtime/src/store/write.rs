@@ -249,7 +249,11 @@ impl GgufStream {
         let place = self.values.iter().find(|(k, _, len)| k == key && *len == encoded.len());
         let Some(&(_, at, _)) = place else {
             let expected = format!("metadata array {key} of {} numbers", numbers.len());
-            return Err(Error::WriteOrder { path: self.path.clone(), expected, found: "no such array".into() });
+            return Err(Error::WriteOrder {
+                path: self.path.clone(),
+                expected,
+                found: "no such array".into(),
+            });
         };
         let done = match &mut self.out {
             Target::Memory(bytes) => {
@@ -369,5 +373,41 @@ impl Drop for Part {
             // Nothing can be done about a failure here, and the cause of the drop is being reported already.
             let _ = fs::remove_file(&self.path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_says_how_much_was_needed() {
+        let path = Path::new("out/m.gguf");
+        for kind in [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::FileTooLarge] {
+            let message = write_error(path, 5_000_000_000, kind.into()).to_string();
+            let shown = path.display();
+            assert!(
+                message.starts_with(&format!("no room for {shown}: it needs 5000000000 bytes")),
+                "{message}"
+            );
+            assert!(message.ends_with("; free some there or write to another disk"), "{message}");
+        }
+    }
+
+    #[test]
+    fn after_a_failed_write_nothing_can_be_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        let mut writer = GgufWriter::new();
+        writer.add_tensor("x", GgmlType::I8, &[4 << 20]).unwrap();
+        let mut stream = writer.begin(&path).unwrap();
+        stream.out.flush().unwrap();
+        // A file opened for reading refuses what is larger than the buffer at once.
+        stream.out = BufWriter::new(File::open(&stream.part.path).unwrap());
+        let message = stream.tensor("x", &vec![0; 4 << 20]).unwrap_err().to_string();
+        assert!(message.starts_with("cannot write "), "{message}");
+        let message = stream.finish().unwrap_err().to_string();
+        assert!(message.contains("expected nothing more after a failed write"), "{message}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }
