@@ -394,6 +394,31 @@ mod tests {
         }
     }
 
+    /// Checksums are only known at the end: in a file and in memory they land in the header alike.
+    #[test]
+    fn announced_numbers_can_be_patched() {
+        let write = |begin: &dyn Fn(GgufWriter) -> GgufStream| {
+            let mut writer = GgufWriter::new();
+            writer.set("first", "text").unwrap().set("sums", &[0u64; 3][..]).unwrap();
+            writer.add_tensor("x", GgmlType::I8, &[100]).unwrap();
+            let mut stream = begin(writer);
+            stream.tensor("x", &[7; 100]).unwrap();
+            assert!(stream.patch_u64s("sums", &[1]).is_err());
+            assert!(stream.patch_u64s("other", &[1, 2, 3]).is_err());
+            stream.patch_u64s("sums", &[1, 2, u64::MAX]).unwrap();
+            stream.finish().unwrap()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        write(&|w| w.begin(&path).unwrap());
+        let bytes = write(&|w| w.begin_in_memory().unwrap());
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+        let gguf = crate::store::Gguf::parse(&bytes).unwrap();
+        let sums: Vec<u64> = gguf.u64_array("sums").unwrap().unwrap().collect();
+        assert_eq!(sums, [1, 2, u64::MAX]);
+        assert_eq!(gguf.tensor("x").unwrap().data, [7; 100]);
+    }
+
     #[test]
     fn after_a_failed_write_nothing_can_be_finished() {
         let dir = tempfile::tempdir().unwrap();
@@ -401,9 +426,10 @@ mod tests {
         let mut writer = GgufWriter::new();
         writer.add_tensor("x", GgmlType::I8, &[4 << 20]).unwrap();
         let mut stream = writer.begin(&path).unwrap();
-        stream.out.flush().unwrap();
         // A file opened for reading refuses what is larger than the buffer at once.
-        stream.out = BufWriter::new(File::open(&stream.part.path).unwrap());
+        let Target::File(out, part) = &mut stream.out else { panic!("begun in a file") };
+        out.flush().unwrap();
+        *out = BufWriter::new(File::open(&part.path).unwrap());
         let message = stream.tensor("x", &vec![0; 4 << 20]).unwrap_err().to_string();
         assert!(message.starts_with("cannot write "), "{message}");
         let message = stream.finish().unwrap_err().to_string();

@@ -1,13 +1,11 @@
 //! Files that are wrong: each must give an error that says what and where, without a panic and without allocating more
 //! than a small multiple of the file.
 
-mod common;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use common::{Raw, array, entry, tensor, text, walk};
+use crate::common::{Raw, array, entry, tensor, text, walk};
 use lutite_runtime::store::Gguf;
 
 /// Counts what this thread holds, and the most it held. Tests run on threads of their own.

@@ -1,11 +1,9 @@
 //! Files that are right: read, written, and written again.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::{Raw, entry, tensor, walk};
+use crate::common::{Raw, entry, tensor, walk};
 use lutite_kernels::ggml::GgmlType;
 use lutite_runtime::Error;
 use lutite_runtime::os::map::Map;

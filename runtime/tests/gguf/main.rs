@@ -1,0 +1,5 @@
+//! The GGUF reader and writer on good files and on bad ones.
+
+mod bad;
+mod common;
+mod ok;
