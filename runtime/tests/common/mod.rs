@@ -1,4 +1,5 @@
-//! GGUF files built byte by byte, so that they can be wrong in every way, and a walk over all that a reader gives.
+//! GGUF files built byte by byte, so that they can be wrong in every way, and a walk over all that a reader
+//! gives.
 
 use lutite_runtime::store::{Gguf, Value};
 
@@ -102,8 +103,8 @@ impl Raw {
     }
 }
 
-/// Reads all that a parsed file offers, and checks what must hold for every file. Returns a sum, so that nothing is
-/// optimised away.
+/// Reads all that a parsed file offers, and checks what must hold for every file. Returns a sum, so that
+/// nothing is optimised away.
 pub(crate) fn walk(gguf: &Gguf<'_>, file_len: usize) -> u64 {
     fn value(v: Value<'_>) -> u64 {
         match v {
