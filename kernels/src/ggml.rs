@@ -1,13 +1,15 @@
 //! The tensor types of ggml, and exact readers for the ones that are plain or uniform.
 //!
-//! A GGUF file names the type of a tensor by a number of ggml's `enum ggml_type`. This module holds that table
-//! (source: `ggml/include/ggml.h` and `type_traits` in `ggml/src/ggml.c` of llama.cpp, read at ggml 0.25) and two
-//! ways to read rows:
+//! A GGUF file names the type of a tensor by a number of ggml's `enum ggml_type`. This module holds that
+//! table (source: `ggml/include/ggml.h` and `type_traits` in `ggml/src/ggml.c` of llama.cpp, read at ggml
+//! 0.25) and two ways to read rows:
 //!
 //! - [`dequantize_row`]: bytes to `f32`, equal bit for bit to ggml's `dequantize_row_*`;
-//! - [`uniform_row`]: bytes to unsigned codes and `f16` scales, with nothing rounded, for the bit-plane importer.
+//! - [`uniform_row`]: bytes to unsigned codes and `f16` scales, with nothing rounded, for the bit-plane
+//!   importer.
 //!
-//! The uniform types store 32 weights in a block of `d`, perhaps `m`, and codes of 4, 5 or 8 bits (all little-endian):
+//! The uniform types store 32 weights in a block of `d`, perhaps `m`, and codes of 4, 5 or 8 bits (all
+//! little-endian):
 //!
 //! ```text
 //! Q4_0  d        qs[16]          w = d (q - 8)       code j      = low  nibble of qs[j]
@@ -17,9 +19,10 @@
 //! Q8_0  d        qs[32] as i8    w = d qs[i]         code = qs[i] + 128
 //! ```
 //!
-//! Why this is exact: `d` has 11 significant bits and a code at most 8, so `d q` has at most 19 and is exact in `f32`,
-//! for subnormal `d` too (the least `f16` is 2^-24, far above the least `f32`). Only the addition of `m` rounds, once, so
-//! that a compiler which fuses the two (as GCC may, for ggml) and one which does not give the same bits.
+//! Why this is exact: `d` has 11 significant bits and a code at most 8, so `d q` has at most 19 and is exact
+//! in `f32`, for subnormal `d` too (the least `f16` is 2^-24, far above the least `f32`). Only the addition
+//! of `m` rounds, once, so that a compiler which fuses the two (as GCC may, for ggml) and one which does not
+//! give the same bits.
 
 use core::fmt;
 use half::f16;
@@ -150,7 +153,8 @@ pub enum GgmlError {
         ty: GgmlType,
         /// Which slice: `bytes`, `out`, `codes`, `d` or `m`.
         slice: &'static str,
-        /// The length that it must have, in elements. For `out` and `codes` of a ragged row: rounded up to whole blocks.
+        /// The length that it must have, in elements. For `out` and `codes` of a ragged row: rounded up to
+        /// whole blocks.
         expected: usize,
         /// The length that it has, in elements.
         found: usize,
@@ -202,8 +206,8 @@ pub const fn uniform_format(ty: GgmlType) -> Option<UniformFormat> {
 /// Q5_1 and Q8_0. Only the payload of a NaN is not promised.
 ///
 /// # Errors
-/// [`GgmlError::Unsupported`] for another type, [`GgmlError::Length`] where `out` is no whole number of blocks or
-/// `bytes` does not hold as many. `out` is then untouched.
+/// [`GgmlError::Unsupported`] for another type, [`GgmlError::Length`] where `out` is no whole number of
+/// blocks or `bytes` does not hold as many. `out` is then untouched.
 pub fn dequantize_row(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), GgmlError> {
     check_row(ty, bytes.len(), "out", out.len())?;
     match ty {
@@ -228,11 +232,12 @@ pub fn dequantize_row(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(),
 
 /// Splits a row (or several) of a uniform type into its codes and scales, rounding nothing.
 ///
-/// `codes` is `[n]`, one code per weight in the order of the weights; `d` is `[n / 32]`; `m` is `[n / 32]` for Q4_1
-/// and Q5_1 and empty for the symmetric types. What a code means is said by [`uniform_format`].
+/// `codes` is `[n]`, one code per weight in the order of the weights; `d` is `[n / 32]`; `m` is `[n / 32]`
+/// for Q4_1 and Q5_1 and empty for the symmetric types. What a code means is said by [`uniform_format`].
 ///
 /// # Errors
-/// [`GgmlError::Unsupported`] for a type that is not uniform, [`GgmlError::Length`] for slices that do not agree.
+/// [`GgmlError::Unsupported`] for a type that is not uniform, [`GgmlError::Length`] for slices that do not
+/// agree.
 pub fn uniform_row(
     ty: GgmlType,
     bytes: &[u8],

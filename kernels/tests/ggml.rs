@@ -86,7 +86,8 @@ proptest! {
     }
 }
 
-/// FNV-1a over the output of ggml 0.25 (`dequantize_row_*` of libggml-base, through its C interface) on these bytes.
+/// FNV-1a over the output of ggml 0.25 (`dequantize_row_*` of libggml-base, through its C interface) on these
+/// bytes.
 #[test]
 fn rows_equal_the_output_of_ggml() {
     let golden = [

@@ -2,9 +2,9 @@
 //!
 //! A map costs no memory until it is read, and what was read can be dropped by the system without writing it
 //! anywhere. The price: if another program cuts the file short while it is mapped, reading behind its new end
-//! kills this process with SIGBUS (on Windows such a cut is refused). There is no cheap guard. Programs that replace
-//! a model must write a new file and rename it over the old one, as [`crate::store::GgufWriter`] does; the old file
-//! then lives on until the map is dropped.
+//! kills this process with SIGBUS (on Windows such a cut is refused). There is no cheap guard. Programs that
+//! replace a model must write a new file and rename it over the old one, as [`crate::store::GgufWriter`]
+//! does; the old file then lives on until the map is dropped.
 
 use std::fs::{self, File};
 use std::ops::{Deref, Range};
@@ -35,11 +35,12 @@ pub enum Access {
 impl Map {
     /// Maps the file at `path`.
     ///
-    /// The file must not be cut short or rewritten in place while the map lives; see the module's description.
+    /// The file must not be cut short or rewritten in place while the map lives; see the module's
+    /// description.
     ///
     /// # Errors
-    /// [`Error::Io`] where the file is missing, unreadable or larger than the address space, [`Error::NotAFile`] for a
-    /// folder or device, [`Error::EmptyFile`] for a file of no bytes.
+    /// [`Error::Io`] where the file is missing, unreadable or larger than the address space,
+    /// [`Error::NotAFile`] for a folder or device, [`Error::EmptyFile`] for a file of no bytes.
     pub fn open(path: impl AsRef<Path>) -> Result<Map> {
         let path = path.as_ref();
         // Before opening: to open a FIFO without a writer would wait for ever.
@@ -52,11 +53,11 @@ impl Map {
             return Err(Error::EmptyFile { path: path.to_path_buf() });
         }
         let file = File::open(path).map_err(Error::io(path, "open"))?;
-        // SAFETY: the map is read-only and private to this value, and its bytes are only lent out as `&[u8]` for as
-        // long as it lives. What remains is another program changing the file. A cut gives SIGBUS, which ends the
-        // process and corrupts nothing. Bytes that change are a data race in theory; no reader here takes a decision on
-        // a byte and relies on it after reading the byte again without a bounds check, so that a wrong value gives a
-        // wrong result or an error, never an access out of bounds. Stated as a condition in the documentation.
+        // SAFETY: the map is read-only and private to this value, and its bytes are only lent out as `&[u8]`
+        // for as long as it lives. What remains is another program changing the file, which no check here can
+        // rule out and the documentation forbids. A cut gives SIGBUS: the process ends, nothing is corrupted.
+        // A rewrite in place may change bytes under a reader; all indexing stays bounds-checked, so that the
+        // practical result is wrong numbers or an error, but text checked once might no longer be UTF-8.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
         Ok(Map { map, path: path.to_path_buf() })
     }
@@ -66,8 +67,8 @@ impl Map {
         &self.path
     }
 
-    /// Says how the bytes in `range` will be read. The part of `range` that lies outside the file is ignored, and so
-    /// is all advice on systems that take none.
+    /// Says how the bytes in `range` will be read. The part of `range` that lies outside the file is ignored,
+    /// and so is all advice on systems that take none.
     ///
     /// # Errors
     /// [`Error::Io`] where the system refuses the advice; the map is as usable as before.

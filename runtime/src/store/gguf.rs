@@ -12,11 +12,11 @@
 //!
 //! Source: `docs/gguf.md` of ggml, and what `gguf.cpp` of llama.cpp accepts where that is silent.
 //!
-//! The file is untrusted. Nothing is believed before it is held against the bytes that are left: a count against the
-//! least size of what it counts, a length against the rest, an offset against the end. So memory is bounded: an entry
-//! takes 56 bytes here and at least 14 in the file, a tensor 96 here and at least 33 in the file. Names and values are
-//! borrowed, never copied. Lookup is by a sorted index: no hashing, so no crafted collisions, and duplicates show as
-//! neighbours.
+//! The file is untrusted. Nothing is believed before it is held against the bytes that are left: a count
+//! against the least size of what it counts, a length against the rest, an offset against the end. So memory
+//! is bounded: an entry takes 56 bytes here and at least 14 in the file, a tensor 96 here and at least 33 in
+//! the file. Names and values are borrowed, never copied. Lookup is by a sorted index: no hashing, so no
+//! crafted collisions, and duplicates show as neighbours.
 
 use std::fmt;
 
@@ -37,14 +37,15 @@ pub const MAX_KEY_BYTES: usize = 65_535;
 /// Arrays around a value, at most. No known file nests at all; the parser recurses, so there must be an end.
 pub(super) const MAX_ARRAY_DEPTH: usize = 4;
 
-/// Entries or tensors, at most: far above any model (split mixtures of experts have some 10^4 tensors), and it keeps
-/// what is allocated for a false count in a file of many gigabytes below 100 MB.
+/// Entries or tensors, at most: far above any model (split mixtures of experts have some 10^4 tensors), and
+/// it keeps what is allocated for a false count in a file of many gigabytes below 100 MB.
 const MAX_COUNT: u64 = 1 << 20;
 
 /// Least bytes of an entry: length, one byte of key, type, one byte of value.
 const LEAST_ENTRY_BYTES: usize = 8 + 1 + 4 + 1;
 
-/// Least bytes of a tensor description: length, one byte of name, number of dimensions, one dimension, type, offset.
+/// Least bytes of a tensor description: length, one byte of name, number of dimensions, one dimension, type,
+/// offset.
 const LEAST_TENSOR_BYTES: usize = 8 + 1 + 4 + 8 + 4 + 8;
 
 /// Alignment where the file does not say (`GGUF_DEFAULT_ALIGNMENT`).
@@ -71,7 +72,8 @@ pub struct TensorInfo<'a> {
     pub name: &'a str,
     /// Its type.
     pub ty: GgmlType,
-    /// Values along each dimension, fastest first (a row is `dims[0]` long); 1 behind the last. See [`Self::shape`].
+    /// Values along each dimension, fastest first (a row is `dims[0]` long); 1 behind the last. See
+    /// [`Self::shape`].
     pub dims: [u64; MAX_DIMS],
     /// Where the data starts, in bytes from the start of the file.
     pub offset: u64,
@@ -152,10 +154,11 @@ impl<'a> Gguf<'a> {
         Ok(gguf)
     }
 
-    /// Turns the tensors' offsets, so far from the start of the data, into offsets in the file, and gives each its
-    /// data. `end` is where the descriptions end.
+    /// Turns the tensors' offsets, so far from the start of the data, into offsets in the file, and gives
+    /// each its data. `end` is where the descriptions end.
     fn place_data(&mut self, bytes: &'a [u8], end: u64) -> Result<(), GgufError> {
-        // The file's length is at most 2^63 and the alignment at most 2^63: no overflow, but perhaps behind the end.
+        // The file's length is at most 2^63 and the alignment at most 2^63: no overflow, but perhaps behind
+        // the end.
         self.data_offset = end.next_multiple_of(self.alignment);
         for t in &mut self.tensors {
             let fail =
@@ -200,7 +203,8 @@ impl<'a> Gguf<'a> {
         self.alignment
     }
 
-    /// Where the data section starts, in bytes from the start of the file. Without tensors this may be behind its end.
+    /// Where the data section starts, in bytes from the start of the file. Without tensors this may be behind
+    /// its end.
     pub fn data_offset(&self) -> u64 {
         self.data_offset
     }

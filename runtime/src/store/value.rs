@@ -1,8 +1,8 @@
 //! Metadata values: decoding from the file's bytes and encoding to them.
 //!
 //! Layout (GGUF versions 2 and 3, all little-endian): a string is `len: u64, bytes[len]`, an array is
-//! `element type: u32, len: u64, elements`, a bool is one byte, and numbers are themselves. Types are u32 numbers, in the
-//! order of [`ValueType`].
+//! `element type: u32, len: u64, elements`, a bool is one byte, and numbers are themselves. Types are u32
+//! numbers, in the order of [`ValueType`].
 
 use super::fault::Fault;
 use super::gguf::MAX_ARRAY_DEPTH;
@@ -332,7 +332,8 @@ impl<'a> Cursor<'a> {
         ValueType::from_id(self.u32()?).map_err(|fault| start.broken(fault))
     }
 
-    /// A value of type `ty`. `depth` is the number of arrays around it; the recursion ends at [`MAX_ARRAY_DEPTH`].
+    /// A value of type `ty`. `depth` is the number of arrays around it; the recursion ends at
+    /// [`MAX_ARRAY_DEPTH`].
     fn value(&mut self, ty: ValueType, depth: usize) -> Result<Value<'a>, Broken> {
         Ok(match ty {
             ValueType::U8 => Value::U8(u8::from_le_bytes(self.array()?)),
@@ -365,7 +366,8 @@ impl<'a> Cursor<'a> {
         let element = self.value_type()?;
         let counted = *self;
         let count = self.u64()?;
-        // Refused before a single element is looked at, so that the loop below is bounded by the file's length.
+        // Refused before a single element is looked at, so that the loop below is bounded by the file's
+        // length.
         let most = self.left() / element.least_bytes();
         let Some(len) = usize::try_from(count).ok().filter(|&n| n <= most) else {
             let fault = Fault::Count { what: "array elements", count, most: most as u64 };
@@ -386,8 +388,8 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// What can be written as a metadata value: numbers, bools, text, slices of those, and a [`Value`] read from another
-/// file. Sealed: the set is that of the format.
+/// What can be written as a metadata value: numbers, bools, text, slices of those, and a [`Value`] read from
+/// another file. Sealed: the set is that of the format.
 pub trait ToValue: sealed::Encode {}
 
 impl<T: sealed::Encode + ?Sized> ToValue for T {}

@@ -1,8 +1,9 @@
 //! Writing GGUF files, version 3.
 //!
-//! Everything that describes the file is known before its first byte is written, so that the header is final at once
-//! and the tensors stream behind it without being held. The bytes go to `NAME.part-PID-N` beside the target, are synced,
-//! and take the target's name last: under that name there is the old file, or the whole new one, never a part.
+//! Everything that describes the file is known before its first byte is written, so that the header is final
+//! at once and the tensors stream behind it without being held. The bytes go to `NAME.part-PID-N` beside the
+//! target, are synced, and take the target's name last: under that name there is the old file, or the whole
+//! new one, never a part.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write};
@@ -20,8 +21,8 @@ use super::value::ToValue;
 use super::value::sealed::{Encode, Scalar};
 use crate::error::{Error, Result};
 
-/// Alignment of tensor data where [`GgufWriter::set_alignment`] is not called: a cache line, so that a row of planes
-/// never straddles one more than it must.
+/// Alignment of tensor data where [`GgufWriter::set_alignment`] is not called: a cache line, so that a row of
+/// planes never straddles one more than it must.
 pub const DEFAULT_ALIGNMENT_BYTES: u32 = 64;
 
 const VERSION: u32 = 3;
@@ -89,9 +90,9 @@ impl GgufWriter {
     /// Adds a tensor behind those that are there. `shape` is `[columns, rows, ...]`, fastest dimension first.
     ///
     /// # Errors
-    /// A [`Fault`] at the tensor where its name is empty, too long or has control characters, or its shape has no or more
-    /// than 4 dimensions, is too large, or has rows of no whole blocks of `ty`. Duplicates are found by
-    /// [`begin`](Self::begin).
+    /// A [`Fault`] at the tensor where its name is empty, too long or has control characters, or its shape
+    /// has no or more than 4 dimensions, is too large, or has rows of no whole blocks of `ty`. Duplicates
+    /// are found by [`begin`](Self::begin).
     pub fn add_tensor(&mut self, name: &str, ty: GgmlType, shape: &[u64]) -> Result<&mut Self> {
         check_name(name, MAX_NAME_BYTES)
             .map_err(|fault| GgufError::new(Place::TensorEntry(self.tensors.len() as u64), None, fault))?;
@@ -103,8 +104,8 @@ impl GgufWriter {
     /// Creates a temporary file beside `path` and writes everything but the tensors' data to it.
     ///
     /// # Errors
-    /// [`Fault::Duplicate`] for a key or name added twice, [`Fault::Shape`] where the file would have more than 2^63
-    /// bytes, [`Error::Io`], [`Error::NoSpace`].
+    /// [`Fault::Duplicate`] for a key or name added twice, [`Fault::Shape`] where the file would have more
+    /// than 2^63 bytes, [`Error::Io`], [`Error::NoSpace`].
     pub fn begin(mut self, path: impl AsRef<Path>) -> Result<GgufStream> {
         let path = path.as_ref();
         let alignment = self.alignment;
@@ -218,8 +219,8 @@ impl GgufStream {
     /// Writes the data of the next tensor, whole, in the layout of its type.
     ///
     /// # Errors
-    /// [`Error::WriteOrder`] where another tensor or another number of bytes is due; the right one can still follow.
-    /// [`Error::Io`] or [`Error::NoSpace`], after which the file cannot be finished.
+    /// [`Error::WriteOrder`] where another tensor or another number of bytes is due; the right one can still
+    /// follow. [`Error::Io`] or [`Error::NoSpace`], after which the file cannot be finished.
     pub fn tensor(&mut self, name: &str, data: &[u8]) -> Result<()> {
         let found = || format!("tensor `{name}` of {} bytes", data.len());
         match self.left.as_slice().first() {
@@ -356,8 +357,8 @@ impl Part {
     fn rename(mut self, target: &Path) -> Result<()> {
         fs::rename(&self.path, target).map_err(Error::io(target, "replace"))?;
         self.renamed = true;
-        // So that the new name survives a power cut. Some file systems refuse to sync a folder; the file itself is
-        // whole and synced under one name or the other, so that this is no reason to fail.
+        // So that the new name survives a power cut. Some file systems refuse to sync a folder; the file
+        // itself is whole and synced under one name or the other, so that this is no reason to fail.
         #[cfg(unix)]
         if let Some(folder) = target.parent() {
             let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };

@@ -1,5 +1,5 @@
-//! Files that are wrong: each must give an error that says what and where, without a panic and without allocating more
-//! than a small multiple of the file.
+//! Files that are wrong: each must give an error that says what and where, without a panic and without
+//! allocating more than a small multiple of the file.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -36,8 +36,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Most bytes that parsing a file of `len` bytes may hold: 56/14 per entry and 96/33 per tensor (see `gguf.rs`), doubled,
-/// and something for messages.
+/// Most bytes that parsing a file of `len` bytes may hold: 56/14 per entry and 96/33 per tensor (see
+/// `gguf.rs`), doubled, and something for messages.
 fn cap(len: usize) -> usize {
     8 * len + (64 << 10)
 }
@@ -318,8 +318,8 @@ fn mutate(rng: &mut Rng, file: &mut Vec<u8>) {
     }
 }
 
-/// Runs for 2 seconds, or for `LUTITE_FUZZ_SECONDS`. A failure prints the seed of the case; set `LUTITE_FUZZ_SEED` to it
-/// to start with that case.
+/// Runs for 2 seconds, or for `LUTITE_FUZZ_SECONDS`. A failure prints the seed of the case; set
+/// `LUTITE_FUZZ_SEED` to it to start with that case.
 #[test]
 fn mutated_files() {
     let seconds = std::env::var("LUTITE_FUZZ_SECONDS").ok().map_or(2.0, |s| s.parse().expect("seconds"));

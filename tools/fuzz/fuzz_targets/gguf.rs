@@ -1,7 +1,7 @@
 //! Any bytes, read as a GGUF file: no panic, and all that a parsed file offers can be read.
 //!
-//! Run with `cargo +nightly fuzz run --fuzz-dir tools/fuzz gguf -- -malloc_limit_mb=64 -max_len=65536`: no file of 64 KiB
-//! may need 64 MiB. The bound in the file's length is held by `runtime/tests/gguf_bad.rs`.
+//! Run with `cargo +nightly fuzz run --fuzz-dir tools/fuzz gguf -- -malloc_limit_mb=64 -max_len=65536`: no
+//! file of 64 KiB may need 64 MiB. The bound in the file's length is held by `runtime/tests/gguf_bad.rs`.
 
 #![no_main]
 
