@@ -1,0 +1,183 @@
+//! Turns a planned model into a packed file, one tensor at a time.
+
+use crate::error::{Error, Result};
+use crate::exact;
+use crate::plan::{Job, Plan, Step};
+use lutite_kernels::ggml::dequantize_row;
+use lutite_kernels::pack::p32::{TILE_ROWS, pack_tile};
+use lutite_runtime::store::{ARCH_PREFIX, FORMAT_VERSION, Gguf, GgufStream, GgufWriter, layout_tag};
+use rayon::prelude::*;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// What accompanies a run of the packer.
+pub struct PackJob<'a> {
+    /// The source, parsed.
+    pub source: &'a Gguf<'a>,
+    /// xxh3-64 of the source file, recorded in the result.
+    pub source_hash: u64,
+    /// Threads to compute on.
+    pub threads: usize,
+    /// Called from any thread with bytes of source tensors done and in all.
+    pub progress: &'a (dyn Fn(u64, u64) + Sync),
+    /// Set from elsewhere to stop early.
+    pub cancel: &'a AtomicBool,
+}
+
+/// Packs to a file: under its temporary name until it is whole.
+///
+/// # Errors
+/// A tensor that cannot be packed, a disk that is full, an interruption; nothing is left behind then.
+pub fn pack_to_file(plan: &Plan<'_>, job: &PackJob<'_>, path: &Path) -> Result<()> {
+    let (writer, sums) = header(plan, job)?;
+    run(plan, job, writer.begin(path)?, sums).map(|_| ())
+}
+
+/// Packs to memory and returns the file's bytes.
+///
+/// # Errors
+/// As [`pack_to_file`].
+pub fn pack_in_memory(plan: &Plan<'_>, job: &PackJob<'_>) -> Result<Vec<u8>> {
+    let (writer, sums) = header(plan, job)?;
+    run(plan, job, writer.begin_in_memory()?, sums)
+}
+
+const CHECKSUMS: &str = "lutite.checksum.xxh3";
+
+/// Metadata and tensor descriptions; also the number of tensors.
+fn header(plan: &Plan<'_>, job: &PackJob<'_>) -> Result<(GgufWriter, usize)> {
+    let mut w = GgufWriter::new();
+    let arch = job.source.str("general.architecture")?.unwrap_or_default();
+    w.set("general.architecture", format!("{ARCH_PREFIX}{arch}"))?;
+    for (key, value) in job.source.metadata() {
+        if !["general.architecture", "general.alignment"].contains(key) && !key.starts_with("lutite.") {
+            w.set(key, *value)?;
+        }
+    }
+    w.set("lutite.version", FORMAT_VERSION)?;
+    w.set("lutite.layout", layout_tag())?;
+    w.set("lutite.quantizer", format!("lutite {} {}", env!("CARGO_PKG_VERSION"), plan.options.tag()))?;
+    w.set("lutite.source.xxh3", job.source_hash)?;
+    let mut count = 0;
+    let mut lines = Vec::new();
+    for step in &plan.steps {
+        match step {
+            Step::Copy(t) => {
+                w.add_tensor(t.name, t.ty, t.shape())?;
+                count += 1;
+            }
+            Step::Pack(j) => {
+                lines.push(j.info.line());
+                for (name, ty, dims) in j.info.tensors() {
+                    w.add_tensor(&name, ty, &dims)?;
+                    count += 1;
+                }
+            }
+        }
+    }
+    w.set("lutite.tensors", lines.as_slice())?;
+    w.set(CHECKSUMS, vec![0u64; count].as_slice())?;
+    Ok((w, count))
+}
+
+fn run(plan: &Plan<'_>, job: &PackJob<'_>, mut out: GgufStream, count: usize) -> Result<Vec<u8>> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(job.threads)
+        .build()
+        .map_err(|e| Error::Options(format!("cannot start {} threads: {e}", job.threads)))?;
+    let source_bytes = |s: &Step<'_>| match s {
+        Step::Pack(j) => j.source.data.len() as u64,
+        Step::Copy(t) => t.data.len() as u64,
+    };
+    let total = plan.steps.iter().map(source_bytes).sum();
+    let done = AtomicU64::new(0);
+    let advance = |bytes: u64| (job.progress)(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
+    let mut sums = Vec::with_capacity(count);
+    for step in &plan.steps {
+        if job.cancel.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        match step {
+            Step::Copy(t) => {
+                out.tensor(t.name, t.data)?;
+                sums.push(xxh3_64(t.data));
+                advance(t.data.len() as u64);
+            }
+            Step::Pack(j) => {
+                let parts = pool.install(|| matrix(j, &advance, job.cancel))?;
+                for ((name, _, _), data) in j.info.tensors().iter().zip(&parts) {
+                    out.tensor(name, data)?;
+                    sums.push(xxh3_64(data));
+                }
+            }
+        }
+    }
+    out.patch_u64s(CHECKSUMS, &sums)?;
+    Ok(out.finish()?)
+}
+
+/// One tile of every tensor of a matrix.
+pub(crate) struct TileOut<'a> {
+    /// One tile of each plane.
+    pub(crate) planes: Vec<&'a mut [u8]>,
+    /// `[group][coefficient][32]`.
+    pub(crate) params: &'a mut [u8],
+    /// `[coefficient][32]`, or empty.
+    pub(crate) row_scales: &'a mut [u8],
+}
+
+/// Packs one matrix: planes, parameters and row scales (if any), in the order of `PackedInfo::tensors`.
+fn matrix(j: &Job<'_>, advance: &(dyn Fn(u64) + Sync), cancel: &AtomicBool) -> Result<Vec<Vec<u8>>> {
+    let i = &j.info;
+    let too_large = || Error::Tensor { name: i.name.clone(), why: "is larger than the address space".into() };
+    let plane_bytes = i.shape.plane_bytes().ok_or_else(too_large)?;
+    let set_bytes = i.kind.set_bytes(i.shape, i.planes, i.group).ok_or_else(too_large)?;
+    let scale_bytes = i.kind.row_scale_bytes(i.shape, i.planes);
+    let mut parts = vec![vec![0u8; plane_bytes]; i.planes];
+    let mut params = vec![0u8; set_bytes];
+    let mut row_scales = vec![0u8; scale_bytes];
+
+    let tiles = i.shape.tiles();
+    let mut outs: Vec<TileOut<'_>> = params
+        .chunks_exact_mut((set_bytes / tiles).max(1))
+        .map(|params| TileOut { planes: Vec::with_capacity(i.planes), params, row_scales: &mut [] })
+        .collect();
+    for plane in &mut parts {
+        for (out, tile) in outs.iter_mut().zip(plane.chunks_exact_mut(i.shape.tile_bytes())) {
+            out.planes.push(tile);
+        }
+    }
+    if scale_bytes > 0 {
+        for (out, scales) in outs.iter_mut().zip(row_scales.chunks_exact_mut(scale_bytes / tiles)) {
+            out.row_scales = scales;
+        }
+    }
+
+    let row_bytes = j.source.data.len() / i.shape.rows;
+    let rows_of = |tile: usize| tile * TILE_ROWS..((tile + 1) * TILE_ROWS).min(i.shape.rows);
+    outs.into_par_iter().enumerate().try_for_each(|(tile, mut out)| {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        let rows = rows_of(tile);
+        let bytes = &j.source.data[rows.start * row_bytes..rows.end * row_bytes];
+        let failed = |why: String| Error::Tensor { name: j.source.name.to_owned(), why };
+        let codes = if j.exact {
+            exact::tile(j, bytes, &mut out).map_err(|e| failed(e.to_string()))?
+        } else {
+            let mut w = vec![0.0; rows.len() * i.shape.cols];
+            dequantize_row(j.source.ty, bytes, &mut w).map_err(|e| failed(e.to_string()))?;
+            return Err(failed("x".into()));
+        };
+        pack_tile(i.shape, &codes, &mut out.planes)?;
+        advance(bytes.len() as u64);
+        Ok(())
+    })?;
+
+    parts.push(params);
+    if scale_bytes > 0 {
+        parts.push(row_scales);
+    }
+    Ok(parts)
+}

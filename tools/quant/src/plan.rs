@@ -1,0 +1,182 @@
+//! What becomes of each tensor of a model: decided before anything is computed, so that the size of the
+//! result is known and impossible requests fail at once.
+
+use crate::error::{Error, Result};
+use lutite_kernels::ggml::{GgmlType, uniform_format};
+use lutite_kernels::pack::{GROUPS, MAX_PLANES, ParamKind, PlaneShape};
+use lutite_runtime::store::{ARCH_PREFIX, Gguf, PackedInfo, TensorInfo};
+
+/// How many planes a matrix gets, and how its weights get there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bits {
+    /// Stage A: the source's own codes and scales, nothing rounded. Matrices in a type that is no uniform
+    /// grid (F32, F16, BF16) stay as they are.
+    Exact,
+    /// Stage B: this many planes, fitted by alternating least squares.
+    Planes(usize),
+}
+
+/// What is asked of a packed file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackOptions {
+    /// For all matrices but the head.
+    pub bits: Bits,
+    /// For the head; `None` keeps a source that is quantized exactly, and else takes at least 4 planes.
+    pub head: Option<Bits>,
+    /// Columns per group of fitted matrices.
+    pub group: usize,
+    /// Parameter kind of fitted matrices: `Hlq8` or `Hlq16`.
+    pub kind: ParamKind,
+}
+
+impl PackOptions {
+    /// Stage A for everything.
+    pub fn exact() -> PackOptions {
+        PackOptions { bits: Bits::Exact, head: None, group: 64, kind: ParamKind::Hlq8 }
+    }
+
+    /// The options in one word, for file names and metadata: `exact`, `q2-g64-hlq8`, `q2-g64-hlq8-head4`.
+    pub fn tag(&self) -> String {
+        let bits = |b: Bits| match b {
+            Bits::Exact => "exact".to_owned(),
+            Bits::Planes(q) => format!("q{q}-g{}-{}", self.group, self.kind.name()),
+        };
+        let head = match self.head {
+            None => String::new(),
+            Some(Bits::Exact) => "-headexact".into(),
+            Some(Bits::Planes(q)) => format!("-head{q}"),
+        };
+        bits(self.bits) + &head
+    }
+
+    fn check(&self) -> Result<()> {
+        for bits in [Some(self.bits), self.head].into_iter().flatten() {
+            if let Bits::Planes(q) = bits
+                && !(1..=MAX_PLANES).contains(&q)
+            {
+                return Err(Error::Options(format!(
+                    "{q} bits are not possible; 1 to {MAX_PLANES}, or exact"
+                )));
+            }
+        }
+        if !GROUPS.contains(&self.group) {
+            return Err(Error::Options(format!("group {} is not possible; 32, 64, 128 or 256", self.group)));
+        }
+        if !matches!(self.kind, ParamKind::Hlq8 | ParamKind::Hlq16) {
+            return Err(Error::Options("fitted weights have parameters of kind hlq8 or hlq16".into()));
+        }
+        Ok(())
+    }
+}
+
+/// How one matrix is packed.
+#[derive(Clone, Debug)]
+pub(crate) struct Job<'a> {
+    pub(crate) source: TensorInfo<'a>,
+    pub(crate) info: PackedInfo,
+    pub(crate) exact: bool,
+}
+
+/// What happens to one tensor, in file order.
+#[derive(Clone, Debug)]
+pub(crate) enum Step<'a> {
+    Pack(Job<'a>),
+    Copy(TensorInfo<'a>),
+}
+
+/// The fate of every tensor.
+#[derive(Clone, Debug)]
+pub struct Plan<'a> {
+    pub(crate) steps: Vec<Step<'a>>,
+    /// The options it was made from.
+    pub options: PackOptions,
+}
+
+impl<'a> Plan<'a> {
+    /// Plans the packing of `src`.
+    ///
+    /// # Errors
+    /// Options outside of what kernels know; a source that is packed already; a matrix in a type that
+    /// cannot be read.
+    pub fn new(src: &Gguf<'a>, options: &PackOptions) -> Result<Plan<'a>> {
+        options.check()?;
+        if src.str("general.architecture")?.is_some_and(|a| a.starts_with(ARCH_PREFIX)) {
+            return Err(Error::Options(
+                "this file is packed already; pack the file that it was made from".into(),
+            ));
+        }
+        let tied = src.tensor("output.weight").is_none();
+        let steps = src.tensors().iter().map(|t| step(t, options, tied)).collect::<Result<_>>()?;
+        Ok(Plan { steps, options: options.clone() })
+    }
+
+    /// Bytes of tensor data in the result.
+    pub fn bytes(&self) -> u64 {
+        let size = |s: &Step<'_>| match s {
+            Step::Pack(j) => j.info.bytes().unwrap_or(usize::MAX) as u64,
+            Step::Copy(t) => t.data.len() as u64,
+        };
+        self.steps.iter().map(size).sum()
+    }
+
+    /// Bits per weight over all matrices of the result, copied ones included.
+    pub fn bits_per_weight(&self) -> f64 {
+        let (mut bits, mut weights) = (0.0, 0.0);
+        for s in &self.steps {
+            match s {
+                Step::Pack(j) => {
+                    bits += 8.0 * j.info.bytes().unwrap_or(usize::MAX) as f64;
+                    weights += (j.info.shape.rows * j.info.shape.cols) as f64;
+                }
+                Step::Copy(t) if t.n_dims() == 2 => {
+                    bits += 8.0 * t.data.len() as f64;
+                    weights += t.elements() as f64;
+                }
+                Step::Copy(_) => {}
+            }
+        }
+        if weights > 0.0 { bits / weights } else { 0.0 }
+    }
+}
+
+fn step<'a>(t: &TensorInfo<'a>, o: &PackOptions, tied: bool) -> Result<Step<'a>> {
+    let error = |why: String| Error::Tensor { name: t.name.to_owned(), why };
+    let Some(name) = t.name.strip_suffix(".weight").filter(|_| t.n_dims() == 2) else {
+        return Ok(Step::Copy(*t));
+    };
+    let readable = matches!(t.ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16);
+    let uniform = uniform_format(t.ty);
+    if !readable && uniform.is_none() {
+        let why = format!(
+            "type {} cannot be read yet (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 can); use a file in one of these",
+            t.ty.name()
+        );
+        return Err(error(why));
+    }
+    if name == "token_embd" && !tied {
+        return Ok(Step::Copy(*t)); // only rows of it are ever read
+    }
+    let is_head = name == "output" || name == "token_embd";
+    let bits = match (is_head, o.head, o.bits) {
+        (false, _, bits) | (true, None, bits @ Bits::Exact) | (true, Some(bits), _) => bits,
+        (true, None, Bits::Planes(_)) if uniform.is_some() => Bits::Exact,
+        (true, None, Bits::Planes(q)) => Bits::Planes(q.max(4)),
+    };
+    let size = |n: u64| usize::try_from(n).map_err(|_| error("is larger than the address space".into()));
+    let shape = PlaneShape { rows: size(t.rows())?, cols: size(t.dims[0])? };
+    let name = name.to_owned();
+    let job = match (bits, uniform) {
+        (Bits::Exact, None) => return Ok(Step::Copy(*t)),
+        (Bits::Exact, Some(f)) => {
+            let kind = f.center.map_or(ParamKind::Uniform, ParamKind::Centered);
+            let info = PackedInfo { name, kind, shape, planes: usize::from(f.bits), group: f.block };
+            Job { source: *t, info, exact: true }
+        }
+        (Bits::Planes(planes), _) => {
+            let info = PackedInfo { name, kind: o.kind, shape, planes, group: o.group };
+            Job { source: *t, info, exact: false }
+        }
+    };
+    job.info.bytes().ok_or_else(|| error("is larger than the address space".into()))?;
+    Ok(Step::Pack(job))
+}
