@@ -1,0 +1,184 @@
+//! The readers of ggml's types, against ggml's own output and against a naive reading of the block layouts.
+
+use half::{bf16, f16};
+use lutite_kernels::ggml::{GgmlError, GgmlType, UNIFORM_BLOCK, dequantize_row, uniform_format, uniform_row};
+use proptest::prelude::*;
+
+const UNIFORM: [GgmlType; 5] =
+    [GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q5_0, GgmlType::Q5_1, GgmlType::Q8_0];
+
+/// Scales at the start of a block: d, and m for the affine types.
+fn scales(ty: GgmlType) -> usize {
+    if uniform_format(ty).unwrap().center.is_some() { 1 } else { 2 }
+}
+
+/// The weight at `j` of one block, element by element from the layout in ggml-common.h.
+fn naive(ty: GgmlType, block: &[u8], j: usize) -> f32 {
+    let half_at = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
+    let nibble = |at: usize| if j < 16 { block[at + j] & 15 } else { block[at + j - 16] >> 4 };
+    let fifth = |at: usize| (block[at + j / 8] >> (j % 8) & 1) << 4;
+    match ty {
+        GgmlType::Q4_0 => (f32::from(nibble(2)) - 8.0) * half_at(0),
+        GgmlType::Q4_1 => f32::from(nibble(4)) * half_at(0) + half_at(2),
+        GgmlType::Q5_0 => (f32::from(nibble(6) | fifth(2)) - 16.0) * half_at(0),
+        GgmlType::Q5_1 => f32::from(nibble(8) | fifth(4)) * half_at(0) + half_at(2),
+        GgmlType::Q8_0 => f32::from(block[2 + j] as i8) * half_at(0),
+        _ => unreachable!("{ty} is not uniform"),
+    }
+}
+
+/// Bits, with every NaN made the same one: inf * 0 has no promised payload.
+fn bits(x: f32) -> u32 {
+    if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }
+}
+
+/// The same scales as a search by hand would try: zeros, subnormals, extremes, infinities, NaN, and anything.
+fn any_f16() -> impl Strategy<Value = u16> {
+    const SPECIAL: [u16; 14] = [
+        0x0000, 0x8000, 0x0001, 0x8001, 0x03ff, 0x83ff, 0x0400, 0x8400, 0x7bff, 0xfbff, 0x3c00, 0x7c00,
+        0xfc00, 0x7e00,
+    ];
+    prop_oneof![prop::sample::select(SPECIAL.to_vec()), any::<u16>()]
+}
+
+fn any_row() -> impl Strategy<Value = (GgmlType, Vec<u8>)> {
+    (prop::sample::select(UNIFORM.to_vec()), 0usize..6).prop_flat_map(|(ty, blocks)| {
+        let block = (any_f16(), any_f16(), prop::collection::vec(any::<u8>(), ty.block_bytes()));
+        prop::collection::vec(block, blocks).prop_map(move |blocks| {
+            let mut row = Vec::new();
+            for (d, m, mut bytes) in blocks {
+                bytes[..2].copy_from_slice(&d.to_le_bytes());
+                if scales(ty) == 2 {
+                    bytes[2..4].copy_from_slice(&m.to_le_bytes());
+                }
+                row.extend(bytes);
+            }
+            (ty, row)
+        })
+    })
+}
+
+proptest! {
+    #[test]
+    fn codes_and_scales_give_the_dequantized_row((ty, row) in any_row()) {
+        let format = uniform_format(ty).unwrap();
+        let blocks = row.len() / ty.block_bytes();
+        let n = blocks * UNIFORM_BLOCK;
+        let mut out = vec![0.0f32; n];
+        dequantize_row(ty, &row, &mut out).unwrap();
+
+        let mut codes = vec![0u8; n];
+        let mut d = vec![f16::ZERO; blocks];
+        let mut m = vec![f16::ZERO; if format.center.is_some() { 0 } else { blocks }];
+        uniform_row(ty, &row, &mut codes, &mut d, &mut m).unwrap();
+
+        for i in 0..n {
+            let (b, j) = (i / UNIFORM_BLOCK, i % UNIFORM_BLOCK);
+            prop_assert!(u32::from(codes[i]) < 1 << format.bits);
+            let weight = match format.center {
+                Some(c) => d[b].to_f32() * (f32::from(codes[i]) - f32::from(c)),
+                None => d[b].to_f32() * f32::from(codes[i]) + m[b].to_f32(),
+            };
+            prop_assert_eq!(bits(weight), bits(out[i]), "{} weight {}", ty, i);
+            let expected = naive(ty, &row[b * ty.block_bytes()..], j);
+            prop_assert_eq!(bits(expected), bits(out[i]), "{} weight {}", ty, i);
+        }
+    }
+}
+
+/// FNV-1a over the output of ggml 0.25 (`dequantize_row_*` of libggml-base, through its C interface) on these bytes.
+#[test]
+fn rows_equal_the_output_of_ggml() {
+    let golden = [
+        (GgmlType::Q4_0, 0x1f04_1c54_a888_8783),
+        (GgmlType::Q4_1, 0x8fe6_6601_a4f8_d3d1),
+        (GgmlType::Q5_0, 0x3331_f1a9_5b93_c93d),
+        (GgmlType::Q5_1, 0xdfe0_bd69_3870_3061),
+        (GgmlType::Q8_0, 0x8853_c5ef_40e2_0497u64),
+    ];
+    for (ty, expected) in golden {
+        let mut state = 1u64;
+        let mut row = Vec::new();
+        for _ in 0..512 {
+            let at = row.len();
+            for _ in 0..ty.block_bytes() {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                row.push((state >> 56) as u8);
+            }
+            for s in 0..scales(ty) {
+                let high = &mut row[at + 2 * s + 1];
+                if *high & 0x7c == 0x7c {
+                    *high ^= 0x40; // Infinities and NaN become finite.
+                }
+            }
+        }
+        let mut out = vec![0.0; 512 * UNIFORM_BLOCK];
+        dequantize_row(ty, &row, &mut out).unwrap();
+        let hash = out
+            .iter()
+            .flat_map(|x| x.to_le_bytes())
+            .fold(0xcbf2_9ce4_8422_2325u64, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+        assert_eq!(hash, expected, "{ty}");
+    }
+}
+
+#[test]
+fn plain_types_widen_exactly() {
+    let mut out = [0.0f32; 1];
+    for raw in 0..=u16::MAX {
+        let bytes = raw.to_le_bytes();
+        dequantize_row(GgmlType::F16, &bytes, &mut out).unwrap();
+        assert_eq!(bits(out[0]), bits(f16::from_bits(raw).to_f32()));
+        dequantize_row(GgmlType::BF16, &bytes, &mut out).unwrap();
+        assert_eq!(bits(out[0]), bits(bf16::from_bits(raw).to_f32()));
+    }
+    for x in [0.0f32, -0.0, 1.5, f32::MIN_POSITIVE, f32::MAX, f32::NEG_INFINITY] {
+        dequantize_row(GgmlType::F32, &x.to_le_bytes(), &mut out).unwrap();
+        assert_eq!(out[0].to_bits(), x.to_bits());
+    }
+}
+
+#[test]
+fn the_table_is_consistent() {
+    for pair in GgmlType::ALL.windows(2) {
+        assert!(pair[0].id() < pair[1].id());
+    }
+    for &ty in GgmlType::ALL {
+        assert_eq!(GgmlType::from_id(ty.id()), Some(ty));
+        assert_eq!(ty.row_bytes(ty.block_len() * 3), Some(ty.block_bytes() * 3));
+        assert_eq!(ty.row_bytes(0), Some(0));
+        if ty.block_len() > 1 {
+            assert_eq!(ty.row_bytes(ty.block_len() + 1), None);
+        }
+        // Every uniform and plain type that is readable says so, and nothing else is.
+        let one = vec![0u8; ty.block_bytes()];
+        let read = dequantize_row(ty, &one, &mut vec![1.0; ty.block_len()]);
+        let plain = matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16);
+        assert_eq!(read.is_ok(), plain || uniform_format(ty).is_some(), "{ty}");
+    }
+    for withdrawn in [4, 5, 31, 32, 33, 36, 37, 38, 43, u32::MAX] {
+        assert_eq!(GgmlType::from_id(withdrawn), None);
+    }
+    assert_eq!(GgmlType::F64.row_bytes(usize::MAX), None);
+    assert_eq!(GgmlType::Q4_0.row_bytes(4096), Some(2304));
+}
+
+#[test]
+fn slices_that_disagree_are_refused() {
+    let length = |slice, expected, found| GgmlError::Length { ty: GgmlType::Q4_1, slice, expected, found };
+    let ty = GgmlType::Q4_1;
+    let row = [0u8; 40];
+    assert_eq!(dequantize_row(ty, &row, &mut [0.0; 33]), Err(length("out", 64, 33)));
+    assert_eq!(dequantize_row(ty, &row[..39], &mut [0.0; 64]), Err(length("bytes", 40, 39)));
+    let (mut codes, mut d, mut m) = ([0u8; 64], [f16::ZERO; 2], [f16::ZERO; 2]);
+    assert_eq!(uniform_row(ty, &row, &mut codes[..32], &mut d, &mut m), Err(length("bytes", 20, 40)));
+    assert_eq!(uniform_row(ty, &row, &mut codes, &mut d[..1], &mut m), Err(length("d", 2, 1)));
+    assert_eq!(uniform_row(ty, &row, &mut codes, &mut d, &mut []), Err(length("m", 2, 0)));
+    assert_eq!(uniform_row(ty, &row, &mut codes, &mut d, &mut m), Ok(()));
+
+    let error = uniform_row(GgmlType::Q4_K, &[0; 144], &mut [0; 256], &mut [], &mut []).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "tensors of type Q4_K cannot be read here; convert to one of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0"
+    );
+}

@@ -1,0 +1,296 @@
+//! Writing GGUF files, version 3.
+//!
+//! Everything that describes the file is known before its first byte is written, so that the header is final at once
+//! and the tensors stream behind it without being held. The bytes go to `NAME.part-PID-N` beside the target, are synced,
+//! and take the target's name last: under that name there is the old file, or the whole new one, never a part.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use lutite_kernels::ggml::GgmlType;
+
+use super::fault::{Fault, GgufError, Place};
+use super::gguf::{
+    ALIGNMENT_KEY, MAGIC, MAX_KEY_BYTES, MAX_NAME_BYTES, check_alignment, check_name, shape_bytes, sorted,
+    tensor_error, value_place,
+};
+use super::value::ToValue;
+use super::value::sealed::{Encode, Scalar};
+use crate::error::{Error, Result};
+
+/// Alignment of tensor data where [`GgufWriter::set_alignment`] is not called: a cache line, so that a row of planes
+/// never straddles one more than it must.
+pub const DEFAULT_ALIGNMENT_BYTES: u32 = 64;
+
+const VERSION: u32 = 3;
+const ZEROS: [u8; 4096] = [0; 4096];
+
+/// Collects the metadata and the tensor descriptions of a file; [`begin`](Self::begin) then writes it.
+#[derive(Debug)]
+pub struct GgufWriter {
+    alignment: u32,
+    /// Key, and type number with encoded value.
+    entries: Vec<(String, Vec<u8>)>,
+    tensors: Vec<Planned>,
+}
+
+#[derive(Debug)]
+struct Planned {
+    name: String,
+    ty: GgmlType,
+    shape: Vec<u64>,
+    bytes: u64,
+}
+
+impl Default for GgufWriter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl GgufWriter {
+    /// A file of no metadata and no tensors.
+    pub fn new() -> GgufWriter {
+        GgufWriter { alignment: DEFAULT_ALIGNMENT_BYTES, entries: Vec::new(), tensors: Vec::new() }
+    }
+
+    /// Aligns the data of every tensor to `bytes`, and says so in `general.alignment`.
+    ///
+    /// # Errors
+    /// [`Fault::Alignment`] where `bytes` is no power of two.
+    pub fn set_alignment(&mut self, bytes: u32) -> Result<&mut Self> {
+        check_alignment(bytes.into())?;
+        self.alignment = bytes;
+        Ok(self)
+    }
+
+    /// Adds a metadata entry behind those that are there.
+    ///
+    /// # Errors
+    /// A [`Fault`] at the key where it is empty, too long, has control characters, or is `general.alignment`.
+    /// Duplicates are found by [`begin`](Self::begin).
+    #[expect(clippy::needless_pass_by_value, reason = "so that callers can write `set(key, 32u32)`")]
+    pub fn set(&mut self, key: &str, value: impl ToValue) -> Result<&mut Self> {
+        let check = if key == ALIGNMENT_KEY { Err(Fault::Reserved) } else { check_name(key, MAX_KEY_BYTES) };
+        check.map_err(|fault| GgufError::new(Place::Entry(self.entries.len() as u64), None, fault))?;
+        self.put(key, &value);
+        Ok(self)
+    }
+
+    fn put(&mut self, key: &str, value: &impl Encode) {
+        let mut encoded = Vec::new();
+        (value.value_type() as u32).put(&mut encoded);
+        value.encode(&mut encoded);
+        self.entries.push((key.to_owned(), encoded));
+    }
+
+    /// Adds a tensor behind those that are there. `shape` is `[columns, rows, ...]`, fastest dimension first.
+    ///
+    /// # Errors
+    /// A [`Fault`] at the tensor where its name is empty, too long or has control characters, or its shape has no or more
+    /// than 4 dimensions, is too large, or has rows of no whole blocks of `ty`. Duplicates are found by
+    /// [`begin`](Self::begin).
+    pub fn add_tensor(&mut self, name: &str, ty: GgmlType, shape: &[u64]) -> Result<&mut Self> {
+        check_name(name, MAX_NAME_BYTES)
+            .map_err(|fault| GgufError::new(Place::TensorEntry(self.tensors.len() as u64), None, fault))?;
+        let bytes = shape_bytes(ty, shape).map_err(|fault| tensor_error(name, None, fault))?;
+        self.tensors.push(Planned { name: name.to_owned(), ty, shape: shape.to_vec(), bytes });
+        Ok(self)
+    }
+
+    /// Creates a temporary file beside `path` and writes everything but the tensors' data to it.
+    ///
+    /// # Errors
+    /// [`Fault::Duplicate`] for a key or name added twice, [`Fault::Shape`] where the file would have more than 2^63
+    /// bytes, [`Error::Io`], [`Error::NoSpace`].
+    pub fn begin(mut self, path: impl AsRef<Path>) -> Result<GgufStream> {
+        let path = path.as_ref();
+        let alignment = self.alignment;
+        self.put(ALIGNMENT_KEY, &alignment);
+        let (head, total) = self.head()?;
+        let (part, file) = Part::create(path)?;
+        let mut stream = GgufStream {
+            out: BufWriter::with_capacity(1 << 20, file),
+            part,
+            path: path.to_path_buf(),
+            alignment: alignment.into(),
+            left: self.tensors.into_iter(),
+            total,
+            intact: true,
+        };
+        stream.write(&head)?;
+        Ok(stream)
+    }
+
+    /// All bytes before the data, and the size of the whole file.
+    fn head(&self) -> Result<(Vec<u8>, u64)> {
+        let (entries, tensors) = (&self.entries, &self.tensors);
+        sorted(entries.len(), |i| &entries[i].0)
+            .map_err(|i| GgufError::new(value_place(&entries[i].0), None, Fault::Duplicate))?;
+        sorted(tensors.len(), |i| &tensors[i].name)
+            .map_err(|i| tensor_error(&tensors[i].name, None, Fault::Duplicate))?;
+
+        let mut head = Vec::new();
+        head.extend_from_slice(&MAGIC);
+        VERSION.put(&mut head);
+        (tensors.len() as u64).put(&mut head);
+        (entries.len() as u64).put(&mut head);
+        for (key, value) in entries {
+            key.put(&mut head);
+            head.extend_from_slice(value);
+        }
+        let alignment = u64::from(self.alignment);
+        let mut offset = 0u64;
+        for t in tensors {
+            t.name.put(&mut head);
+            (t.shape.len() as u32).put(&mut head);
+            for dim in &t.shape {
+                dim.put(&mut head);
+            }
+            t.ty.id().put(&mut head);
+            offset.put(&mut head);
+            let next = offset.checked_add(t.bytes).and_then(|end| end.checked_next_multiple_of(alignment));
+            // Half of the range is kept, for the head and for readers that count in i64.
+            let next = next.filter(|&end| end <= u64::MAX >> 2);
+            offset = next.ok_or_else(|| tensor_error(&t.name, None, Fault::Shape(t.shape.clone().into())))?;
+        }
+        let padded = head.len().next_multiple_of(self.alignment as usize);
+        head.resize(padded, 0);
+        Ok((head, padded as u64 + offset))
+    }
+}
+
+/// A file being written: takes the tensors' data in the order of [`GgufWriter::add_tensor`]. Dropped before
+/// [`finish`](Self::finish), it leaves nothing behind.
+#[derive(Debug)]
+pub struct GgufStream {
+    // Before `part`: Windows removes no open file, and fields are dropped in this order.
+    out: BufWriter<File>,
+    part: Part,
+    path: PathBuf,
+    alignment: u64,
+    left: std::vec::IntoIter<Planned>,
+    total: u64,
+    /// False once a write failed: how much of it landed is unknown.
+    intact: bool,
+}
+
+impl GgufStream {
+    /// Size of the finished file in bytes.
+    pub fn total_bytes(&self) -> u64 {
+        self.total
+    }
+
+    /// Writes the data of the next tensor, whole, in the layout of its type.
+    ///
+    /// # Errors
+    /// [`Error::WriteOrder`] where another tensor or another number of bytes is due; the right one can still follow.
+    /// [`Error::Io`] or [`Error::NoSpace`], after which the file cannot be finished.
+    pub fn tensor(&mut self, name: &str, data: &[u8]) -> Result<()> {
+        let found = || format!("tensor `{name}` of {} bytes", data.len());
+        match self.left.as_slice().first() {
+            Some(next) if next.name == name && next.bytes == data.len() as u64 => {}
+            _ => return Err(self.order(found())),
+        }
+        self.left.next();
+        self.write(data)?;
+        let len = data.len() as u64;
+        let mut padding = (len.next_multiple_of(self.alignment) - len) as usize;
+        while padding > 0 {
+            let run = padding.min(ZEROS.len());
+            self.write(&ZEROS[..run])?;
+            padding -= run;
+        }
+        Ok(())
+    }
+
+    /// Syncs the file to the disk and gives it its name, in place of a file that may have it.
+    ///
+    /// # Errors
+    /// [`Error::WriteOrder`] where tensors are missing, [`Error::Io`], [`Error::NoSpace`]. The old file, if any, is then
+    /// untouched and the new one removed.
+    pub fn finish(mut self) -> Result<()> {
+        if !self.intact || self.left.len() > 0 {
+            return Err(self.order("the end of the file".to_owned()));
+        }
+        let synced = self.out.flush().and_then(|()| self.out.get_ref().sync_all());
+        synced.map_err(|source| write_error(&self.path, self.total, source))?;
+        let GgufStream { out, part, path, .. } = self;
+        drop(out);
+        part.rename(&path)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.out.write_all(bytes).map_err(|source| {
+            self.intact = false;
+            write_error(&self.path, self.total, source)
+        })
+    }
+
+    fn order(&self, found: String) -> Error {
+        let expected = match self.left.as_slice().first() {
+            _ if !self.intact => "nothing more after a failed write".to_owned(),
+            Some(next) => format!("tensor `{}` of {} bytes", next.name, next.bytes),
+            None => "the end of the file".to_owned(),
+        };
+        Error::WriteOrder { path: self.path.clone(), expected, found }
+    }
+}
+
+fn write_error(path: &Path, need_bytes: u64, source: io::Error) -> Error {
+    match source.kind() {
+        // The disk, the user's share of it, or (as on FAT32, 4 GiB) one file is full.
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            Error::NoSpace { path: path.to_path_buf(), need_bytes, source }
+        }
+        _ => Error::io(path, "write")(source),
+    }
+}
+
+/// A temporary file, removed on drop unless it was renamed.
+#[derive(Debug)]
+struct Part {
+    path: PathBuf,
+    renamed: bool,
+}
+
+impl Part {
+    fn create(target: &Path) -> Result<(Part, File)> {
+        // Two writers of one process get two names; a name left behind by a killed process is not taken over.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut name = target.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".part-{}-{n}", std::process::id()));
+        let path = target.with_file_name(name);
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(Error::io(&path, "create"))?;
+        Ok((Part { path, renamed: false }, file))
+    }
+
+    fn rename(mut self, target: &Path) -> Result<()> {
+        fs::rename(&self.path, target).map_err(Error::io(target, "replace"))?;
+        self.renamed = true;
+        // So that the new name survives a power cut. Some file systems refuse to sync a folder; the file itself is
+        // whole and synced under one name or the other, so that this is no reason to fail.
+        #[cfg(unix)]
+        if let Some(folder) = target.parent() {
+            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if !self.renamed {
+            // Nothing can be done about a failure here, and the cause of the drop is being reported already.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
