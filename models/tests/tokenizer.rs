@@ -3,10 +3,8 @@
 //! The vocabularies are too large to keep in the repository: `tools/fetch-test-data.sh DIR` brings them, and
 //! `LUTITE_TEST_DATA=DIR` names the place. Without it these tests are skipped, saying so; in CI they fail instead.
 
-mod gguf_meta;
-
-use gguf_meta::Meta;
 use lutite_models::{Tokenizer, TokenizerSpec};
+use lutite_runtime::store::Gguf;
 use std::path::{Path, PathBuf};
 
 /// Vocabulary file, name of its vectors, and whether llama.cpp has vectors of its own.
@@ -63,10 +61,10 @@ fn check(t: &Tokenizer, what: &str, inp: &str, out: &str, skip: usize, special: 
 fn ids_are_those_of_llama_cpp() {
     let Some(dir) = data() else { return };
     for (file, name, upstream) in VOCABULARIES {
-        let bytes = std::fs::read(dir.join(file)).unwrap_or_else(|e| panic!("{file}: {e}; run tools/fetch-test-data.sh"));
+        let bytes = std::fs::read(dir.join(file))
+            .unwrap_or_else(|e| panic!("{file}: {e}; run tools/fetch-test-data.sh"));
         let start = std::time::Instant::now();
-        let meta = Meta::parse(&bytes);
-        let spec = spec(&meta);
+        let spec = TokenizerSpec::from_gguf(&Gguf::parse(&bytes).unwrap()).unwrap();
         let parsed = start.elapsed();
         let t = Tokenizer::new(&spec).unwrap();
         let loaded = start.elapsed() - parsed;
@@ -77,30 +75,9 @@ fn ids_are_those_of_llama_cpp() {
         let mut passed = check(&t, name, &texts, &vectors(&format!("{name}.out")), 0, false);
         passed += check(&t, name, &texts, &special, 1, true);
         if upstream {
-            passed += check(&t, name, &vectors(&format!("{file}.inp")), &vectors(&format!("{file}.out")), 0, false);
+            passed +=
+                check(&t, name, &vectors(&format!("{file}.inp")), &vectors(&format!("{file}.out")), 0, false);
         }
         println!("{name}: {passed} vectors; metadata {parsed:?}, tokenizer {loaded:?}");
-    }
-}
-
-fn spec<'a>(meta: &'a Meta<'a>) -> TokenizerSpec<'a> {
-    let id = |key| meta.number(key).map(|n| n as u32);
-    let flag = |key| meta.number(key).map(|n| n != 0);
-    TokenizerSpec {
-        model: meta.text("tokenizer.ggml.model").unwrap(),
-        pre: meta.text("tokenizer.ggml.pre"),
-        tokens: meta.texts("tokenizer.ggml.tokens"),
-        scores: meta.numbers("tokenizer.ggml.scores").iter().map(|&n| f32::from_bits(n as u32)).collect(),
-        token_types: meta.numbers("tokenizer.ggml.token_type").iter().map(|&n| n as i32).collect(),
-        merges: meta.texts("tokenizer.ggml.merges"),
-        bos: id("tokenizer.ggml.bos_token_id"),
-        eos: id("tokenizer.ggml.eos_token_id"),
-        eot: id("tokenizer.ggml.eot_token_id"),
-        eom: id("tokenizer.ggml.eom_token_id"),
-        unk: id("tokenizer.ggml.unknown_token_id"),
-        pad: id("tokenizer.ggml.padding_token_id"),
-        add_bos: flag("tokenizer.ggml.add_bos_token"),
-        add_eos: flag("tokenizer.ggml.add_eos_token"),
-        add_space_prefix: flag("tokenizer.ggml.add_space_prefix"),
     }
 }

@@ -14,17 +14,15 @@
 use super::pre::{self, PreRule};
 use super::spec::TokenizerError;
 use super::strings::Strings;
+use super::words::WordCache;
 use foldhash::fast::RandomState;
-use hashbrown::{HashMap, HashTable};
+use hashbrown::HashTable;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::hash::BuildHasher;
 
 /// Words up to this many bytes are merged by scanning; measured break-even is between 32 and 128.
 const SHORT: usize = 64;
-/// Words remembered within one call of `encode`, and the longest one worth it (in bytes): bounds the memory to 1 MiB.
-const CACHED_WORDS: usize = 16 * 1024;
-const CACHED_LEN: usize = 32;
 /// A merge that does not exist: worse than any.
 const NO_RANK: u32 = u32::MAX;
 /// The end of the list of symbols, and a symbol that was joined to its left neighbour.
@@ -107,22 +105,16 @@ impl Bpe {
     }
 
     /// Appends the tokens of `text`, which holds no special tokens.
-    pub(super) fn encode(&self, text: &str, strings: &Strings, work: &mut Work, out: &mut Vec<u32>) {
+    pub(super) fn encode(
+        &self,
+        text: &str,
+        strings: &Strings,
+        work: &mut Work,
+        words: &mut WordCache,
+        out: &mut Vec<u32>,
+    ) {
         pre::split(self.rule.pre, text, &mut |word| {
-            if word.len() > CACHED_LEN {
-                self.word(word, strings, work, out);
-            } else if let Some(&(start, len)) = work.cache.get(word.as_bytes()) {
-                out.extend_from_slice(&work.cached[start as usize..start as usize + len as usize]);
-            } else {
-                let before = out.len();
-                self.word(word, strings, work, out);
-                if work.cache.len() < CACHED_WORDS {
-                    // At most CACHED_WORDS * CACHED_LEN tokens: fits u32.
-                    let start = work.cached.len() as u32;
-                    work.cached.extend_from_slice(&out[before..]);
-                    work.cache.insert(word.as_bytes().into(), (start, (out.len() - before) as u32));
-                }
-            }
+            words.encode(word, out, |out| self.word(word, strings, work, out));
         });
     }
 
@@ -246,9 +238,6 @@ pub(super) struct Work {
     prev: Vec<u32>,
     heap: BinaryHeap<Reverse<u64>>,
     text: String,
-    /// Start and length in `cached` of the tokens of words seen.
-    cache: HashMap<Box<[u8]>, (u32, u32), RandomState>,
-    cached: Vec<u32>,
 }
 
 /// GPT-2's alphabet: bytes that print in Latin-1 stand for themselves, the other 68 for U+0100 and up, in order.
@@ -306,8 +295,8 @@ mod tests {
     fn merges_go_by_rank_then_from_the_left() {
         let (bpe, strings) = toy();
         let texts = |text: &str| {
-            let (mut out, mut work) = (Vec::new(), Work::default());
-            bpe.encode(text, &strings, &mut work, &mut out);
+            let (mut out, mut work, mut words) = (Vec::new(), Work::default(), WordCache::default());
+            bpe.encode(text, &strings, &mut work, &mut words, &mut out);
             out.iter().map(|&id| strings.get(id).unwrap().to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(texts("abc"), ["abc"]);

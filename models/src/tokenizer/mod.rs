@@ -9,11 +9,13 @@
 //! Android like anything else, and its worst case is O(n log n) whatever the text.
 
 mod bpe;
+mod gguf;
 mod pre;
 mod spec;
 mod special;
 mod spm;
 mod strings;
+mod words;
 
 pub use spec::{TokenKind, TokenizerError, TokenizerSpec, TokenizerWarning};
 
@@ -22,6 +24,7 @@ use pre::PreRule;
 use special::{Fragment, Specials};
 use spm::Spm;
 use strings::Strings;
+use words::WordCache;
 
 /// Texts are found by 32-bit offsets.
 const MAX_TEXT_BYTES: usize = u32::MAX as usize;
@@ -154,6 +157,7 @@ impl Tokenizer {
             out.extend(self.bos);
         }
         let mut work = bpe::Work::default();
+        let mut words = WordCache::default();
         let mut escaped = String::new();
         let mut after_special = true;
         for fragment in self.specials.partition(text, parse_special, &self.strings, &self.kinds) {
@@ -163,7 +167,7 @@ impl Tokenizer {
                     after_special = true;
                 }
                 (Fragment::Text(range), Method::Bpe(bpe)) => {
-                    bpe.encode(&text[range], &self.strings, &mut work, &mut out);
+                    bpe.encode(&text[range], &self.strings, &mut work, &mut words, &mut out);
                 }
                 (Fragment::Text(range), Method::Spm(spm)) => {
                     escaped.clear();
@@ -176,7 +180,7 @@ impl Tokenizer {
                         }
                         escaped.push_str(part);
                     }
-                    spm.encode(&escaped, &self.strings, &mut out);
+                    spm.encode(&escaped, &self.strings, &mut words, &mut out);
                     after_special = false;
                 }
             }

@@ -1,5 +1,7 @@
 //! What a tokenizer is made from, what can be wrong with it, and what is only odd.
 
+use lutite_runtime::store::GgufError;
+
 /// Everything the tokenizer needs, as GGUF's `tokenizer.ggml.*` keys give it. Borrowed: the texts are copied once, into
 /// the tokenizer's own table, so the file may be unmapped afterwards.
 #[derive(Debug, Clone, Default)]
@@ -67,7 +69,7 @@ impl TokenKind {
 }
 
 /// Why no tokenizer could be made.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
     /// `tokenizer.ggml.model` names a kind this build does not have.
@@ -129,9 +131,15 @@ pub enum TokenizerError {
         /// What it says.
         text: String,
     },
-    /// A metadata key is missing or has another type.
-    #[error("tokenizer metadata: {0}")]
-    Metadata(String),
+    /// The file lacks what every tokenizer needs.
+    #[error("{key} is missing: the file carries no tokenizer; convert the model again with its tokenizer")]
+    MissingKey {
+        /// The GGUF key.
+        key: &'static str,
+    },
+    /// A metadata key has another type.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
 }
 
 /// Something odd in the file that does not stop the tokenizer, but a person should hear of.
