@@ -2,6 +2,8 @@
 //!
 //! See `docs/design.md`.
 
+pub mod chat;
 pub mod tokenizer;
 
+pub use chat::{ChatError, ChatTemplate, Message};
 pub use tokenizer::{Tokenizer, TokenizerError, TokenizerSpec, TokenizerWarning};
