@@ -2,12 +2,16 @@
 #![forbid(unsafe_code)]
 
 pub mod arch;
+pub mod chat;
 pub mod config;
 mod error;
 mod linear;
 pub mod open;
+pub mod tokenizer;
 mod weights;
 
+pub use chat::{ChatError, ChatTemplate, Message};
 pub use error::{Error, Result};
 pub use open::{Model, OpenOptions};
+pub use tokenizer::{Tokenizer, TokenizerError, TokenizerSpec, TokenizerWarning};
 pub use weights::Path;
