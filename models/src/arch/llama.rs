@@ -258,17 +258,22 @@ impl Decoder for Llama {
         self.position = self.position.min(position);
     }
 
+    fn check_room(&self, tokens: usize) -> Result<()> {
+        let needed = self.position.saturating_add(tokens);
+        if needed > self.context() {
+            let trained = self.net.config.context;
+            return Err(Error::Context { needed, context: self.context(), trained });
+        }
+        Ok(())
+    }
+
     fn step(&mut self, tokens: &[u32], logits: Logits) -> Result<&[f32]> {
         let n = tokens.len();
         if n == 0 || n > self.batch {
             let why = format!("{n} tokens in one step, expected 1 to {}", self.batch);
             return Err(Error::Config { key: "batch".into(), why });
         }
-        let needed = self.position + n;
-        if needed > self.context() {
-            let trained = self.net.config.context;
-            return Err(Error::Context { needed, context: self.context(), trained });
-        }
+        self.check_room(n)?;
         let Llama { net, flow, kv, pool, position, .. } = self;
         let start = *position;
         let wanted = if logits == Logits::All { n } else { 1 };
@@ -278,7 +283,7 @@ impl Decoder for Llama {
             net.rope.angles(start + i, row);
         }
         pool.run(|w| net.forward(w, flow, kv, start, n, wanted));
-        *position = needed;
+        *position += n;
         Ok(&flow.logits.as_mut_slice()[..wanted * net.config.vocab])
     }
 }

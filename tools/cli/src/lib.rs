@@ -5,11 +5,14 @@
 //! with 0.
 
 pub mod args;
+mod cache;
 pub mod catalog;
 mod cmd;
 pub mod interrupt;
+mod load;
 pub mod places;
 pub mod pull;
+mod talk;
 pub mod ui;
 
 use args::Verb;
@@ -49,6 +52,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn dispatch(verb: &Verb) -> anyhow::Result<()> {
     match verb {
+        Verb::Run(args) => cmd::run::run(args),
         Verb::Pull(args) => cmd::pull::pull(args),
         other => anyhow::bail!("`lutite {}` is not in this build yet", other.name()),
     }

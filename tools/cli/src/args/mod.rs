@@ -14,7 +14,7 @@ mod verbs;
 pub use shared::{Bits, CacheType, EngineArgs, Limit, ModelArgs, SamplingArgs, Seed};
 pub use verbs::{
     BenchArgs, BenchFormat, ChatArgs, DoctorArgs, InspectArgs, KernelPath, KlArgs, Params, PerplexityArgs,
-    Protocol, PullArgs, QuantizeArgs, RunArgs, Synthetic,
+    Protocol, PullArgs, QuantizeArgs, RunArgs, Synthetic, TalkArgs,
 };
 
 use crate::places;

@@ -33,7 +33,7 @@ pub struct EngineArgs {
     #[arg(short, long, value_name = "N")]
     pub threads: Option<NonZeroU32>,
     /// Tokens that are computed at once while the prompt is read
-    #[arg(short, long, value_name = "N", default_value = "512")]
+    #[arg(short, long, value_name = "N", default_value = "64")]
     pub batch_size: NonZeroU32,
     /// Number format of the keys in the cache (-ctk)
     #[arg(long, value_name = "TYPE", default_value = "f16")]

@@ -50,7 +50,7 @@ fn llama_spellings() {
     assert_eq!(run.prompt.as_deref(), Some("hi"));
     assert_eq!(run.talk.system.as_deref(), Some("be"));
     assert_eq!(run.talk.reverse_prompt, ["a", "b"]);
-    assert_eq!((run.talk.predict, run.talk.ctx_size), (Limit(None), 2048));
+    assert_eq!((run.talk.predict, run.talk.ctx_size), (Limit(None), Some(2048)));
     assert_eq!((run.engine.threads.map(|n| n.get()), run.engine.batch_size.get()), (Some(2), 64));
     assert_eq!((run.engine.cache_type_k, run.engine.cache_type_v), (CacheType::F32, CacheType::F16));
     assert!(run.engine.no_cache);

@@ -60,9 +60,9 @@ pub struct TalkArgs {
     #[arg(short = 'n', long, alias = "n-predict", value_name = "N", default_value = "-1")]
     #[arg(allow_negative_numbers = true)]
     pub predict: Limit,
-    /// Tokens of context; 0 is all the model was trained for
-    #[arg(short, long, value_name = "N", default_value = "4096")]
-    pub ctx_size: u32,
+    /// Tokens of context; 0 is all the model was trained for [default: the same, 4096 at most]
+    #[arg(short, long, value_name = "N")]
+    pub ctx_size: Option<u32>,
     /// End the answer where this text would come; may be given several times
     #[arg(short, long, alias = "stop", value_name = "TEXT")]
     pub reverse_prompt: Vec<String>,

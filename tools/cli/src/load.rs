@@ -1,0 +1,89 @@
+//! From what a person named to a model that is ready to run.
+
+use crate::args::{CacheType, EngineArgs};
+use crate::{cache, interrupt, pull, ui};
+use anyhow::Context;
+use lutite_kernels::isa::Isa;
+use lutite_models::{Model, OpenOptions, Path as KernelPath, Tokenizer, open};
+use lutite_quant::PackOptions;
+use lutite_runtime::kv::KvType;
+use lutite_runtime::os::map::Map;
+use lutite_runtime::os::{memory, topology::Topology};
+use lutite_runtime::store::{ARCH_PREFIX, Bytes, Gguf};
+use std::path::{Path, PathBuf};
+
+/// A model file on its way to a decoder.
+pub(crate) struct Source {
+    /// The file that was named.
+    pub(crate) path: PathBuf,
+    /// Its bytes, or those of its packed form.
+    pub(crate) bytes: Bytes,
+}
+
+/// Finds the named model, pulling it if it is missing, and maps it.
+pub(crate) fn find(named: &str) -> anyhow::Result<Source> {
+    let path = pull::locate(named, interrupt::flag())?;
+    let bytes = Bytes::new(Map::open(&path)?);
+    Ok(Source { path, bytes })
+}
+
+/// As [`find`], then packs it exactly if it is not packed: for the look-up path.
+pub(crate) fn find_packed(named: &str, threads: usize, in_memory: bool) -> anyhow::Result<Source> {
+    let source = find(named)?;
+    if is_packed(&source.path, &source.bytes)? {
+        return Ok(source);
+    }
+    let bytes = cache::packed(&source.path, &source.bytes, &PackOptions::exact(), threads, in_memory)?;
+    Ok(Source { path: source.path, bytes })
+}
+
+/// Whether the file holds bit planes.
+pub(crate) fn is_packed(path: &Path, bytes: &Bytes) -> anyhow::Result<bool> {
+    let gguf = Gguf::parse(bytes).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(gguf.str("general.architecture")?.is_some_and(|a| a.starts_with(ARCH_PREFIX)))
+}
+
+/// Worker threads that were asked for, or one for each big core within the CPU quota.
+pub(crate) fn threads(asked: Option<std::num::NonZeroU32>) -> usize {
+    asked.map_or_else(|| Topology::read().default_workers(), |n| n.get() as usize)
+}
+
+/// The options that the flags stand for.
+pub(crate) fn options(
+    engine: &EngineArgs,
+    context: Option<usize>,
+    path: KernelPath,
+) -> anyhow::Result<OpenOptions> {
+    if engine.cache_type_k != engine.cache_type_v {
+        anyhow::bail!("-ctk and -ctv differ; keys and values are cached in one format, give both the same");
+    }
+    let kv = match engine.cache_type_k {
+        CacheType::F16 => KvType::F16,
+        CacheType::F32 => KvType::F32,
+    };
+    Ok(OpenOptions {
+        workers: threads(engine.threads),
+        path,
+        context,
+        batch: engine.batch_size.get() as usize,
+        kv,
+        available: memory::available().map(|m| (m.bytes, m.bound_by)),
+        ..OpenOptions::new(Isa::from_env()?)
+    })
+}
+
+/// Makes the decoder.
+pub(crate) fn model(source: &Source, options: &OpenOptions) -> anyhow::Result<Model> {
+    open::open(&source.bytes, options).with_context(|| format!("cannot load {}", source.path.display()))
+}
+
+/// Makes the tokenizer, saying what is odd about it.
+pub(crate) fn tokenizer(source: &Source) -> anyhow::Result<Tokenizer> {
+    let name = source.path.display();
+    let gguf = Gguf::parse(&source.bytes).with_context(|| format!("cannot read {name}"))?;
+    let t = Tokenizer::from_gguf(&gguf).with_context(|| format!("cannot read the tokenizer of {name}"))?;
+    for w in t.warnings() {
+        ui::warn(w);
+    }
+    Ok(t)
+}

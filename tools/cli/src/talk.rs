@@ -1,0 +1,170 @@
+//! What `run` and `chat` share: a model with its template, and one answer after another.
+
+use crate::args::{EngineArgs, SamplingArgs, TalkArgs};
+use crate::load::{self, Source};
+use crate::ui::{self, Answer};
+use crate::interrupt;
+use anyhow::Context;
+use lutite_models::{ChatTemplate, Message, Model, Tokenizer};
+use lutite_runtime::decode::{Decoder, Finish, Outcome, Request, generate};
+use lutite_runtime::sample::Sampler;
+use lutite_runtime::store::Gguf;
+use lutite_runtime::stream::TextStream;
+use std::ops::ControlFlow;
+
+/// A model that answers.
+pub(crate) struct Talk {
+    model: Model,
+    tokenizer: Tokenizer,
+    /// `None` for `--chat-template none`.
+    template: Option<ChatTemplate>,
+    sampler: Sampler,
+    /// Tokens that the model's cache holds.
+    held: Vec<u32>,
+    stops: Vec<String>,
+    max_tokens: usize,
+}
+
+impl Talk {
+    /// Loads the named model for the flags given.
+    pub(crate) fn open(
+        named: &str,
+        talk: &TalkArgs,
+        engine: &EngineArgs,
+        sampling: &SamplingArgs,
+    ) -> anyhow::Result<Talk> {
+        let source = load::find_packed(named, load::threads(engine.threads), engine.no_cache)?;
+        let gguf = Gguf::parse(&source.bytes)?;
+        let config = lutite_models::config::Config::read(&gguf)
+            .with_context(|| format!("cannot load {}", source.path.display()))?;
+        let context = match talk.ctx_size {
+            None => config.context.min(lutite_models::open::DEFAULT_CONTEXT),
+            Some(0) => config.context,
+            Some(n) => n as usize,
+        };
+        if context > config.context {
+            ui::warn(format_args!("the model was trained for {} positions, not {context}", config.context));
+        }
+        let options = load::options(engine, Some(context), lutite_models::Path::Lut)?;
+        let tokenizer = load::tokenizer(&source)?;
+        let template = template(&gguf, &tokenizer, talk.chat_template.as_deref(), &source)?;
+        let model = load::model(&source, &options)?;
+        Ok(Talk {
+            model,
+            tokenizer,
+            template,
+            sampler: Sampler::new(sampling.config(context))?,
+            held: Vec::new(),
+            stops: talk.reverse_prompt.clone(),
+            max_tokens: talk.predict.or(usize::MAX),
+        })
+    }
+
+    /// Whether messages go through a template.
+    pub(crate) fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// Answers a conversation, printing the answer as it comes, and returns its text.
+    pub(crate) fn answer(
+        &mut self,
+        messages: &[Message],
+        out: &mut Answer,
+    ) -> anyhow::Result<(String, Outcome)> {
+        let prompt = match &self.template {
+            Some(t) => self.tokenizer.encode_prompt(&t.render(messages, &self.tokenizer, true)?),
+            None => {
+                let text: String = messages.iter().map(|m| m.content.as_str()).collect();
+                self.tokenizer.encode(&text, true, true)
+            }
+        };
+        self.complete(&prompt, out)
+    }
+
+    fn complete(&mut self, prompt: &[u32], out: &mut Answer) -> anyhow::Result<(String, Outcome)> {
+        if prompt.is_empty() {
+            anyhow::bail!("the prompt is empty; give one with -p TEXT, -f FILE or on standard input");
+        }
+        // What the cache already holds of this conversation need not be computed again, but for the last
+        // token, whose logits are wanted.
+        let common = self.held.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let kept = common.min(prompt.len() - 1);
+        self.model.rewind(kept);
+        self.held.truncate(kept);
+        self.sampler.reset();
+        self.held.iter().for_each(|t| self.sampler.accept(*t));
+
+        let mut stream = TextStream::new(self.stops.iter().cloned());
+        let (mut text, mut bytes, mut generated) = (String::new(), Vec::new(), Vec::new());
+        let mut printed = Ok(());
+        let request = Request {
+            prompt: &prompt[kept..],
+            max_tokens: self.max_tokens,
+            ends: self.tokenizer.eog_ids(),
+            cancel: interrupt::flag(),
+        };
+        let outcome = generate(&mut self.model, &mut self.sampler, request, &mut |token| {
+            generated.push(token);
+            bytes.clear();
+            self.tokenizer.decode_bytes(token, &mut bytes, false);
+            let from = text.len();
+            let hit = stream.push(&bytes, &mut text);
+            printed = out.print(&text[from..]);
+            if hit.is_some() || printed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        printed?;
+        let from = text.len();
+        stream.finish(&mut text);
+        out.print(&text[from..])?;
+        self.held.extend_from_slice(&prompt[kept..]);
+        self.held.extend_from_slice(&generated);
+        self.held.truncate(self.model.position());
+        Ok((text, outcome))
+    }
+
+    /// One line of figures on an answer.
+    pub(crate) fn summary(&self, o: &Outcome) -> String {
+        let rate = |n: usize, t: std::time::Duration| n as f64 / t.as_secs_f64().max(1e-9);
+        let end = match o.finish {
+            Finish::ContextFull => format!("; the context of {} is full (-c)", self.model.context()),
+            Finish::Length => "; cut at -n".into(),
+            Finish::Cancelled => "; stopped".into(),
+            Finish::End | Finish::Stopped => String::new(),
+        };
+        format!(
+            "prompt {} tokens, {:.1}/s; answer {} tokens, {:.1}/s{end}",
+            o.prompt_tokens,
+            rate(o.prompt_tokens, o.prompt_time),
+            o.tokens,
+            rate(o.tokens.saturating_sub(1), o.time),
+        )
+    }
+}
+
+fn template(
+    gguf: &Gguf<'_>,
+    tokenizer: &Tokenizer,
+    asked: Option<&str>,
+    source: &Source,
+) -> anyhow::Result<Option<ChatTemplate>> {
+    Ok(match asked {
+        Some("none") => None,
+        Some(name) if ChatTemplate::names().any(|n| n == name) => Some(ChatTemplate::builtin(name)?),
+        Some(file) => {
+            let names = ChatTemplate::names().collect::<Vec<_>>().join(", ");
+            let text = std::fs::read_to_string(file).with_context(|| {
+                format!("--chat-template {file}: no such file, and none of the built-in ones ({names}, none)")
+            })?;
+            Some(ChatTemplate::new(text)?)
+        }
+        None => match ChatTemplate::for_model(gguf, tokenizer) {
+            Ok(t) => Some(t),
+            Err(lutite_models::ChatError::NoTemplate { .. }) => {
+                let name = source.path.display();
+                ui::warn(format_args!("{name} has no chat template: the prompt is continued as it is"));
+                None
+            }
+            Err(e) => return Err(e.into()),
+        },
+    })
+}
