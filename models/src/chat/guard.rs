@@ -248,7 +248,7 @@ pub(super) fn install(env: &mut Environment<'_>, meter: &Meter) {
         match (method, args) {
             ("join", [items]) => before(&m, "join", &[items.clone(), value.clone()])?,
             ("format", _) => check_format(value)?,
-            _ => before(&m, method, &[&[value.clone()], args].concat())?,
+            _ => before(&m, method, &[std::slice::from_ref(value), args].concat())?,
         }
         let result = minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)?;
         m.pay_flat(&result)?;
@@ -381,6 +381,8 @@ fn operators(env: &mut Environment<'_>, meter: &Meter) {
     for name in ["in", "lt", "lessthan", "<", "le", "<=", "gt", "greaterthan", ">", "ge", ">=", "sameas"] {
         env.remove_test(name);
     }
+    // Python's None is not iterable; templates test `tools is iterable and tools|length`.
+    env.add_test("iterable", |v: &Value| !v.is_none() && v.try_iter().is_ok());
     let m = meter.clone();
     env.add_filter("lutite[]", move |items: Rest<Value>| -> Result<Value, Error> {
         let list = Value::from(items.0);

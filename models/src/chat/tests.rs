@@ -125,6 +125,8 @@ fn values_are_written_as_python_does() {
     );
     assert_eq!(render("{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f('a') ~ f(1) }}").unwrap(), "[a][1]");
     assert_eq!(render("{{ '{}-{:>3}'.format('a', 'b') }}").unwrap(), "a-  b");
+    assert_eq!(render("{{ tools is iterable }}{{ [] is iterable }}").unwrap(), "FalseTrue");
+    assert_eq!(render("a {%- generation -%} b {%- endgeneration %}c").unwrap(), "abc");
     assert_eq!(render("{{ strftime_now('%Y')|length }}").unwrap(), "4");
 }
 
