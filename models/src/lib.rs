@@ -1,6 +1,7 @@
 //! Model families, tokenizers and chat templates: path in, decoder out.
 //!
 //! See `docs/design.md`.
+#![forbid(unsafe_code)]
 
 pub mod chat;
 pub mod tokenizer;
