@@ -1,4 +1,4 @@
-//! Model families, tokenizers and chat templates: path in, decoder out.
+//! Model families, tokenizers and chat templates: path in, decoder out. See `docs/design.md`.
 #![forbid(unsafe_code)]
 
 pub mod arch;

@@ -3,7 +3,7 @@
 //! The vocabularies are too large to keep in the repository: `tools/fetch-test-data.sh DIR` brings them, and
 //! `LUTITE_TEST_DATA=DIR` names the place. Without it these tests are skipped, saying so; in CI they fail instead.
 
-use lutite_models::{Tokenizer, TokenizerSpec};
+use lutite_models::{ChatTemplate, Message, Tokenizer, TokenizerSpec};
 use lutite_runtime::store::Gguf;
 use std::path::{Path, PathBuf};
 
@@ -80,4 +80,30 @@ fn ids_are_those_of_llama_cpp() {
         }
         println!("{name}: {passed} vectors; metadata {parsed:?}, tokenizer {loaded:?}");
     }
+}
+
+#[test]
+fn the_files_own_chat_template_is_used() {
+    let Some(dir) = data() else { return };
+    let bytes = std::fs::read(dir.join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap();
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let t = Tokenizer::from_gguf(&gguf).unwrap();
+    let template = ChatTemplate::for_model(&gguf, &t).unwrap();
+    let prompt = template.render(&[Message::new("user", "Hi")], &t, true).unwrap();
+    assert_eq!(
+        prompt,
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
+         <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    );
+    let ids = t.encode_prompt(&prompt);
+    let (start, end) = (t.token_id("<|im_start|>").unwrap(), t.token_id("<|im_end|>").unwrap());
+    assert_eq!(ids.iter().filter(|&&id| id == start).count(), 3);
+    assert_eq!(ids.iter().filter(|&&id| id == end).count(), 2);
+    assert_eq!(ids[0], start);
+    assert!(t.is_eog(end) && !t.is_eog(start));
+    // Without the file's template, its tokens tell which one.
+    assert_eq!(
+        ChatTemplate::by_vocabulary(&t).unwrap().source(),
+        ChatTemplate::builtin("chatml").unwrap().source()
+    );
 }

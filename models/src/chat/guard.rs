@@ -7,7 +7,7 @@
 //! - joining, adding, multiplying, writing: the size of what comes out is paid for before it is made;
 //! - lists and maps: building one costs as much as walking it, so that sharing parts cannot grow exponentially, and
 //!   nesting is bounded by [`MAX_DEPTH`], which bounds the recursion of everything that walks values;
-//! - comparisons of anything but scalars walk both sides first.
+//! - comparisons, slices, characters by number and filters pay for going over what they are given.
 //!
 //! What is literal text in the template is not metered but bounded by fuel times the longest literal.
 
@@ -82,16 +82,19 @@ impl Meter {
         self.spend(bytes)
     }
 
-    /// Pays for a result that was made in a bounded way from values that were paid for.
+    /// Pays for going once over `value`, or making it from values that were paid for.
     fn pay_flat(&self, value: &Value) -> Result<(), Error> {
-        self.spend(value.as_str().map_or_else(|| value.len().unwrap_or(1), str::len))
+        self.spend(size(value))
     }
 
     fn compare(&self, a: &Value, b: &Value) -> Result<(), Error> {
-        let scalar = |v: &Value| {
-            !matches!(v.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain)
+        let deep = |v: &Value| {
+            matches!(v.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain)
         };
-        if !scalar(a) && !scalar(b) {
+        if let (Some(a), Some(b)) = (a.as_str(), b.as_str()) {
+            return self.spend(a.len().min(b.len()));
+        }
+        if deep(a) && deep(b) {
             self.weigh(a, 0)?;
             self.weigh(b, 0)?;
         }
@@ -100,6 +103,15 @@ impl Meter {
 
     fn replace(&self, text: &str, from: &str, to: &str) -> Result<(), Error> {
         self.spend(text.len() + text.matches(from).count().saturating_mul(to.len()))
+    }
+}
+
+/// Bytes of a value, parts not counted.
+fn size(value: &Value) -> usize {
+    match (value.as_str(), value.len()) {
+        (Some(text), _) => text.len(),
+        (None, Some(items)) => items.saturating_mul(size_of::<Value>()),
+        (None, None) => 1,
     }
 }
 
@@ -165,6 +177,8 @@ pub(super) fn rewrite(code: &mut Instructions<'_>) -> Result<(), Error> {
             Instruction::Lt => ("lutite<", Some(2)),
             Instruction::Lte => ("lutite<=", Some(2)),
             Instruction::In => ("lutite_in", Some(2)),
+            Instruction::GetItem => ("lutite_item", Some(2)),
+            Instruction::Slice => ("lutite_slice", Some(4)),
             Instruction::BuildList(None) | Instruction::BuildTuple(None) => ("lutite[]", None),
             Instruction::BuildList(Some(n)) | Instruction::BuildTuple(Some(n)) => ("lutite[]", count(*n)?),
             Instruction::BuildMap(n) => ("lutite{}", count(2 * *n)?),
@@ -186,7 +200,9 @@ pub(super) fn rewrite(code: &mut Instructions<'_>) -> Result<(), Error> {
 /// Puts the metered operators, filters, methods and output into `env`.
 pub(super) fn install(env: &mut Environment<'_>, meter: &Meter) {
     operators(env, meter);
-    let wrapped: [(&'static str, Value); 34] = [
+    let wrapped: [(&'static str, Value); 36] = [
+        ("length", Value::from_function(filters::length)),
+        ("count", Value::from_function(filters::length)),
         ("lower", Value::from_function(filters::lower)),
         ("upper", Value::from_function(filters::upper)),
         ("title", Value::from_function(filters::title)),
@@ -248,7 +264,7 @@ pub(super) fn install(env: &mut Environment<'_>, meter: &Meter) {
         match (method, args) {
             ("join", [items]) => before(&m, "join", &[items.clone(), value.clone()])?,
             ("format", _) => check_format(value)?,
-            _ => before(&m, method, &[&[value.clone()], args].concat())?,
+            _ => before(&m, method, &[std::slice::from_ref(value), args].concat())?,
         }
         let result = minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)?;
         m.pay_flat(&result)?;
@@ -286,6 +302,7 @@ fn before(meter: &Meter, name: &str, args: &[Value]) -> Result<(), Error> {
     if DEEP.contains(&name) {
         meter.pay(value)?;
     }
+    args.iter().filter_map(Value::as_str).try_for_each(|text| meter.spend(text.len()))?;
     let text = |i: usize| args.get(i).and_then(Value::as_str).unwrap_or_default();
     match name {
         "replace" => meter.replace(&value.to_string_metered(meter)?, text(1), text(2)),
@@ -340,15 +357,15 @@ fn operators(env: &mut Environment<'_>, meter: &Meter) {
     });
     let m = meter.clone();
     env.add_filter("lutite+", move |state: &mut State<'_, '_>, a: &Value, b: &Value| {
-        let len = |v: &Value| v.as_str().map(str::len).or_else(|| v.len()).unwrap_or(1);
-        m.spend(len(a) + len(b))?;
+        m.spend(size(a).saturating_add(size(b)))?;
         plain(state, "a + b", a, b)
     });
     let m = meter.clone();
     env.add_filter("lutite*", move |state: &mut State<'_, '_>, a: &Value, b: &Value| {
-        let size = |v: &Value| v.as_str().map(str::len).or_else(|| v.len());
-        if let Some((size, times)) = size(a).zip(b.as_usize()).or(size(b).zip(a.as_usize())) {
-            m.spend(size.saturating_mul(times))?;
+        // Of two numbers neither is long: the product of their sizes is no cost.
+        if !(a.is_number() && b.is_number()) {
+            let times = b.as_usize().or(a.as_usize()).unwrap_or(1);
+            m.spend(size(a).max(size(b)).saturating_mul(times))?;
         }
         plain(state, "a * b", a, b)
     });
@@ -363,8 +380,8 @@ fn operators(env: &mut Environment<'_>, meter: &Meter) {
     ] {
         let m = meter.clone();
         env.add_filter(name, move |state: &mut State<'_, '_>, a: &Value, b: &Value| {
-            if name == "lutite_in" && b.as_str().is_none() {
-                m.weigh(b, 0)?;
+            if name == "lutite_in" {
+                m.pay_flat(b)?;
             }
             m.compare(a, b)?;
             match name {
@@ -381,6 +398,22 @@ fn operators(env: &mut Environment<'_>, meter: &Meter) {
     for name in ["in", "lt", "lessthan", "<", "le", "<=", "gt", "greaterthan", ">", "ge", ">=", "sameas"] {
         env.remove_test(name);
     }
+    // Python's None is not iterable; templates test `tools is iterable and tools|length`.
+    env.add_test("iterable", |v: &Value| !v.is_none() && v.try_iter().is_ok());
+    // The n-th character of a text, and a part of a list, are found by walking there.
+    let m = meter.clone();
+    env.add_filter("lutite_item", move |state: &mut State<'_, '_>, a: &Value, b: &Value| {
+        m.spend(a.as_str().map_or(1, str::len))?;
+        plain(state, "a[b]", a, b)
+    });
+    let m = meter.clone();
+    env.add_filter(
+        "lutite_slice",
+        move |state: &mut State<'_, '_>, a: &Value, b: &Value, c: &Value, d: &Value| {
+            m.pay_flat(a)?;
+            state.env().compile_expression("a[b:c:d]")?.eval(minijinja::context! { a, b, c, d })
+        },
+    );
     let m = meter.clone();
     env.add_filter("lutite[]", move |items: Rest<Value>| -> Result<Value, Error> {
         let list = Value::from(items.0);

@@ -95,7 +95,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`ChatError::BadTemplate`].
     pub fn new(source: impl Into<String>) -> Result<ChatTemplate, ChatError> {
-        let source = source.into();
+        let source = without_generation(&source.into());
         let bad = |e: Error| ChatError::BadTemplate(describe(&e));
         let longest = guard::check_source(&source, &config()).map_err(bad)?;
         compile(&source).map_err(bad)?;
@@ -140,7 +140,7 @@ impl ChatTemplate {
         }
     }
 
-    /// The Jinja source.
+    /// The Jinja source, with `{% generation %}` written as `{% if true %}`.
     pub fn source(&self) -> &str {
         &self.source
     }
@@ -216,6 +216,26 @@ fn compile(source: &str) -> Result<CompiledTemplate<'_>, Error> {
     guard::rewrite(&mut compiled.instructions)?;
     compiled.blocks.values_mut().try_for_each(guard::rewrite)?;
     Ok(compiled)
+}
+
+/// Writes `{% generation %}` and `{% endgeneration %}` as `{% if true %}` and `{% endif %}`: Hugging Face's mark for what
+/// to train on, which means nothing here, but the engine does not know it.
+fn without_generation(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut parts = source.split("{%");
+    out.extend(parts.next());
+    for part in parts {
+        let word = part.trim_start_matches(['-', '+']).trim_start();
+        let sign = &part[..part.len() - word.len()];
+        let end = word.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(word.len());
+        let new = match &word[..end] {
+            "generation" => "if true",
+            "endgeneration" => "endif",
+            other => other,
+        };
+        out.extend(["{%", sign, new, &word[end..]]);
+    }
+    out
 }
 
 fn describe(error: &Error) -> String {

@@ -125,6 +125,16 @@ fn values_are_written_as_python_does() {
     );
     assert_eq!(render("{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f('a') ~ f(1) }}").unwrap(), "[a][1]");
     assert_eq!(render("{{ '{}-{:>3}'.format('a', 'b') }}").unwrap(), "a-  b");
+    assert_eq!(
+        render("{{ messages[-1].content[1:] }}{{ 'abc'[1] }}{{ [1, 2, 3][::-1] }}").unwrap(),
+        "yeb[3, 2, 1]"
+    );
+    assert_eq!(
+        render("{{ messages[9] is defined }}{{ 3 * 4 }}{{ 3 * 'ab' }}{{ 'a' < 'b' }}").unwrap(),
+        "False12abababTrue"
+    );
+    assert_eq!(render("{{ tools is iterable }}{{ [] is iterable }}").unwrap(), "FalseTrue");
+    assert_eq!(render("a {%- generation -%} b {%- endgeneration %}c").unwrap(), "abc");
     assert_eq!(render("{{ strftime_now('%Y')|length }}").unwrap(), "4");
 }
 
@@ -133,6 +143,19 @@ fn a_template_can_refuse() {
     let error = render("{{ raise_exception('Roles must alternate') }}").unwrap_err();
     assert_eq!(error.to_string(), "chat template: Roles must alternate (line 1)");
     assert!(matches!(ChatTemplate::new("{% if %}"), Err(ChatError::BadTemplate(_))));
+}
+
+#[test]
+fn long_conversations_stay_within_the_limits() {
+    let many: Vec<Message> =
+        (0..4000).map(|i| Message::new(if i % 2 == 0 { "user" } else { "assistant" }, "ok")).collect();
+    let large =
+        [Message::new("system", "s".repeat(100_000)), Message::new("user", "long ".repeat(1_000_000))];
+    for source in [SMOLLM2, LLAMA3, QWEN] {
+        let template = ChatTemplate::new(source).unwrap();
+        assert!(template.render_with(&many, "", "", true).unwrap().len() > 80_000);
+        assert!(template.render_with(&large, "", "", true).unwrap().len() > 5_000_000);
+    }
 }
 
 #[test]
@@ -175,6 +198,12 @@ fn hostile_templates_fail_fast() {
         "{% set ns = namespace(x='aaaaaaaa') %}{% for a in range(60) %}{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}{% endfor %}",
         "{% for a in messages recursive %}{{ loop(messages) }}{% endfor %}",
         "{% include 'chat_template' %}",
+        "{% set n = 9999999 %}{% set x = 'a' * n %}{% for a in range(99999) %}{{ x[n - 1] }}{% endfor %}",
+        "{% set n = 9999999 %}{% set x = ' ' * n %}{% for a in range(99999) %}{{ x|trim }}{% endfor %}",
+        "{% set n = 9999999 %}{% set x = ' ' * n %}{% for a in range(99999) %}{{ x.strip() }}{% endfor %}",
+        "{% set n = 9999999 %}{% set x = ' ' * n %}{% for a in range(99999) %}{{ x|length }}{% endfor %}",
+        "{% set n = 9999999 %}{% set x = ' ' * n %}{% for a in range(99999) %}{{ 'b' in x }}{% endfor %}",
+        "{% set n = 99999 %}{% set x = [1] * n %}{% for a in range(99999) %}{% set y = x[1:] %}{% endfor %}",
         &long,
         &product,
         &parens,

@@ -74,7 +74,7 @@ pub(super) fn split<'t>(pre: Pre, text: &'t str, word: &mut dyn FnMut(&'t str)) 
     match pre {
         Pre::Gpt2 => gpt2(text, word),
         Pre::DigitsGpt2 => {
-            isolate(text, |c| class(c) == Class::Number, false, &mut |piece| gpt2(piece, word))
+            isolate(text, |c| class(c) == Class::Number, false, &mut |piece| gpt2(piece, word));
         }
         Pre::Punctuation { backtick } => {
             // [\p{P}\$\+<=>\^~\|]+ ; then GPT-2 ; then \p{N}+ (default only) ; then [0-9][0-9][0-9]

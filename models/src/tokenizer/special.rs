@@ -102,11 +102,11 @@ pub(super) fn find_ends(strings: &Strings, kinds: &mut [TokenKind], named: &[Opt
         ends.retain(|&e| e != id);
     }
     // Where these are, </s> is ordinary text (Gemma 4, PLaMo).
-    if among(&ends, "<|tool_response>").or(among(&ends, "<|plamo:eos|>")).is_some() {
-        if let Some(id) = among(&ends, "</s>") {
-            kinds[id as usize] = TokenKind::Normal;
-            ends.retain(|&e| e != id);
-        }
+    if among(&ends, "<|tool_response>").or(among(&ends, "<|plamo:eos|>")).is_some()
+        && let Some(id) = among(&ends, "</s>")
+    {
+        kinds[id as usize] = TokenKind::Normal;
+        ends.retain(|&e| e != id);
     }
     ends.sort_unstable();
     ends.dedup();
