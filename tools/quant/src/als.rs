@@ -4,7 +4,7 @@
 //! levels to the least squares fit of the codes. What is done differently:
 //!
 //! * Groups are sorted once. A code is then a range of the sorted weights, its sums are differences of
-//!   prefix sums, and an iteration costs `2^q` steps instead of one per weight and level ([`group`]).
+//!   prefix sums, and an iteration costs `2^q` steps instead of one per weight and level.
 //! * Several starting points; the most promising one is iterated on, and the best state is kept.
 //! * Columns may be weighted by their importance (mean square of their activations).
 //! * Parameters are rounded to their storage type one after the other, each making up for those
@@ -103,8 +103,8 @@ fn check(w: &[f32], cols: usize, importance: Option<&[f32]>, spec: &FitSpec) -> 
     if w.len() != expected {
         return Err(Error::Length { what: "weights", found: w.len(), expected });
     }
-    // Negated, so that NaN is caught.
-    if let Some(i) = w.iter().position(|v| !(v.abs() <= MAX_WEIGHT)) {
+    // Of NaN this is false as well.
+    if let Some(i) = w.iter().position(|v| !(-MAX_WEIGHT..=MAX_WEIGHT).contains(v)) {
         return Err(Error::Weight { row: i / cols, col: i % cols, value: w[i], limit: MAX_WEIGHT });
     }
     if let Some(imp) = importance {

@@ -57,7 +57,8 @@ impl Imatrix {
         }
         for (name, values) in &entries {
             if let Some(i) = values.iter().position(|v| !(v.is_finite() && *v >= 0.0)) {
-                let why = format!("value {i} is {}, not a finite mean square; make the matrix again", values[i]);
+                let why =
+                    format!("value {i} is {}, not a finite mean square; make the matrix again", values[i]);
                 return fail(format!("{name:?}"), why);
             }
         }
@@ -89,7 +90,8 @@ fn read_gguf(bytes: &[u8]) -> Result<Vec<(String, Vec<f32>)>> {
         let counts = gguf.require(&format!("{name}{COUNTS}"))?;
         let (sums, counts) = (f32s(sums)?, f32s(counts)?);
         if !sums.len().is_multiple_of(counts.len()) {
-            let why = format!("{} sums do not divide by {} counts; the file is damaged", sums.len(), counts.len());
+            let why =
+                format!("{} sums do not divide by {} counts; the file is damaged", sums.len(), counts.len());
             return fail(format!("{name:?}"), why);
         }
         let mut values = Vec::with_capacity(sums.len());
@@ -125,7 +127,10 @@ fn read_legacy(bytes: &[u8]) -> Result<Vec<(String, Vec<f32>)>> {
         let len = legacy.number("length of a name", MAX_NAME_BYTES)?;
         let at = legacy.at;
         let Ok(name) = std::str::from_utf8(legacy.take(len)?) else {
-            return fail(format!("byte {at}"), "name is not UTF-8; this is no importance matrix, or a damaged one");
+            return fail(
+                format!("byte {at}"),
+                "name is not UTF-8; this is no importance matrix, or a damaged one",
+            );
         };
         let calls = i32::from_le_bytes(legacy.array()?);
         let len = legacy.number("number of values", legacy.left() / 4)?;
@@ -153,7 +158,8 @@ impl<'a> Legacy<'a> {
     fn take(&mut self, n: usize) -> Result<&'a [u8]> {
         let (at, left) = (self.at, self.left());
         let Some(taken) = self.bytes[at..].get(..n) else {
-            let why = format!("needs {n} bytes, the file has {left} left; it is cut off or no importance matrix");
+            let why =
+                format!("needs {n} bytes, the file has {left} left; it is cut off or no importance matrix");
             return fail(format!("byte {at}"), why);
         };
         self.at += n;
@@ -173,7 +179,9 @@ impl<'a> Legacy<'a> {
         match usize::try_from(n) {
             Ok(n) if (1..=most).contains(&n) => Ok(n),
             _ => {
-                let why = format!("{what} is {n}, not from 1 to {most}; the file is cut off or no importance matrix");
+                let why = format!(
+                    "{what} is {n}, not from 1 to {most}; the file is cut off or no importance matrix"
+                );
                 fail(format!("byte {at}"), why)
             }
         }
@@ -247,7 +255,11 @@ mod tests {
     #[test]
     fn cut_files_are_refused() {
         for file in [good_gguf(), legacy(&[("blk.0.ffn_up.weight", 2, &[2.0, 4.0]), ("a", 1, &[3.0])])] {
-            let data = if file.starts_with(b"GGUF") { Gguf::parse(&file).unwrap().tensors()[3].offset + 4 } else { file.len() as u64 };
+            let data = if file.starts_with(b"GGUF") {
+                Gguf::parse(&file).unwrap().tensors()[3].offset + 4
+            } else {
+                file.len() as u64
+            };
             for cut in 0..data as usize {
                 assert!(Imatrix::read(&file[..cut]).is_err(), "cut at {cut}");
             }

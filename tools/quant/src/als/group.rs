@@ -18,10 +18,11 @@ pub(super) const MAX_COEFS: usize = 9;
 const RIDGE: f64 = 1e-9;
 
 /// An iteration that lowers the error by less than this part of it is the last.
-const LEAST_GAIN: f64 = 1e-4;
+const LEAST_GAIN: f64 = 1e-3;
 
-/// Iterations that a starting point gets before the best one is chosen.
-const PROBE: usize = 2;
+/// Iterations that a starting point gets before the best one is chosen. Measured: 1 % less error than with 2, at 15 %
+/// more time.
+const PROBE: usize = 3;
 
 /// Coefficients of a group: `z`, then the scales of ascending planes. (Files have `z` last; here it is
 /// first so that rounding, from the last to the first, ends with it.)
@@ -172,7 +173,13 @@ impl<const Q: usize> Solver<Q> {
     }
 
     /// Alternates from `c`; `best` takes the error and the coefficients of any state that is better.
-    pub(super) fn descend(&mut self, g: &Group<'_>, mut c: Coefs, iterations: usize, best: &mut (f64, Coefs)) {
+    pub(super) fn descend(
+        &mut self,
+        g: &Group<'_>,
+        mut c: Coefs,
+        iterations: usize,
+        best: &mut (f64, Coefs),
+    ) {
         self.set_levels(&c);
         self.sort_levels();
         let mut last = f64::INFINITY;
@@ -226,8 +233,8 @@ impl<const Q: usize> Solver<Q> {
             old[..n].copy_from_slice(&self.order[..n]);
             let (mut i, mut j) = (0, 0);
             for out in &mut self.order[..2 * n] {
-                let first = j == n
-                    || i < n && self.level[usize::from(old[i])] <= self.level[usize::from(old[j]) | n];
+                let first =
+                    j == n || i < n && self.level[usize::from(old[i])] <= self.level[usize::from(old[j]) | n];
                 *out = if first { old[i] } else { old[j] | n as u8 };
                 i += usize::from(first);
                 j += usize::from(!first);
@@ -351,8 +358,17 @@ pub(super) fn uniform<const Q: usize>(low: f64, high: f64, shrink: f64) -> Coefs
     c
 }
 
-/// Starting points: grids over the whole range and over parts of it, and repeated halves.
+/// Starting points: grids over the whole range and over parts of it. The fewer the levels, the less of the tails
+/// an optimal grid covers; from six planes on other points than the whole
+/// range gained nothing.
 fn starts<const Q: usize>(g: &Group<'_>) -> impl Iterator<Item = Coefs> {
     let (low, high) = (g.x[0], g.x[g.x.len() - 1]);
-    [1.0, 0.85, 0.7].into_iter().map(move |shrink| uniform::<Q>(low, high, shrink))
+    let shrinks: &[f64] = match Q {
+        1..=2 => &[1.0, 0.85, 0.7, 0.55],
+        3 => &[1.0, 0.85, 0.7],
+        4 => &[1.0, 0.9, 0.8],
+        5 => &[1.0, 0.92],
+        _ => &[1.0],
+    };
+    shrinks.iter().map(move |shrink| uniform::<Q>(low, high, *shrink))
 }
