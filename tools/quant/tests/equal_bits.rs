@@ -26,7 +26,14 @@ fn smollm2() -> Option<(Bytes, Bytes)> {
     let gguf = Gguf::parse(&source).unwrap();
     let plan = Plan::new(&gguf, &PackOptions::exact()).unwrap();
     let cancel = AtomicBool::new(false);
-    let job = PackJob { source: &gguf, source_hash: 0, threads: 2, progress: &|_, _| {}, cancel: &cancel };
+    let job = PackJob {
+        source: &gguf,
+        source_hash: 0,
+        imatrix: None,
+        threads: 2,
+        progress: &|_, _| {},
+        cancel: &cancel,
+    };
     let packed = Bytes::new(pack_in_memory(&plan, &job).unwrap());
     Some((source, packed))
 }
@@ -43,7 +50,7 @@ const PROMPTS: [&str; 10] = [
     "Explain photosynthesis to a child in three sentences.",
     "1, 1, 2, 3, 5, 8, 13,",
     "Liste fünf Städte in Deutschland auf.",
-    "The quick brown fox jumps over the lazy dog. " ,
+    "The quick brown fox jumps over the lazy dog. ",
     "Translate to French: Good morning, my friend!",
     "🚀 Launch checklist:\n1.",
     "In 1492, Columbus",
@@ -81,7 +88,10 @@ fn every_tier_and_thread_count_gives_equal_bits() {
     for isa in Isa::available() {
         for workers in [1, 2] {
             if isa.name() != "scalar" {
-                others.push((format!("{} with {workers} threads", isa.name()), load(&packed, isa, workers, 64)));
+                others.push((
+                    format!("{} with {workers} threads", isa.name()),
+                    load(&packed, isa, workers, 64),
+                ));
             }
         }
     }

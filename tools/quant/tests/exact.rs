@@ -13,8 +13,14 @@ fn pack(source: &[u8], threads: usize) -> Vec<u8> {
     let gguf = Gguf::parse(source).unwrap();
     let plan = Plan::new(&gguf, &PackOptions::exact()).unwrap();
     let cancel = AtomicBool::new(false);
-    let job =
-        PackJob { source: &gguf, source_hash: 1, threads, progress: &|_, _| {}, cancel: &cancel };
+    let job = PackJob {
+        source: &gguf,
+        source_hash: 1,
+        imatrix: None,
+        threads,
+        progress: &|_, _| {},
+        cancel: &cancel,
+    };
     pack_in_memory(&plan, &job).unwrap()
 }
 
@@ -26,7 +32,8 @@ fn compare(source: &[u8], packed: &[u8]) -> usize {
         let info = PackedInfo::parse(line).unwrap();
         let data = |name: &str| packed.require(name).unwrap().data;
         let planes: Vec<&[u8]> = (0..info.planes).map(|p| data(&info.plane_name(p))).collect();
-        let w = Packed::new(info.shape, info.group, info.kind, &planes, data(&info.params_name()), &[]).unwrap();
+        let w =
+            Packed::new(info.shape, info.group, info.kind, &planes, data(&info.params_name()), &[]).unwrap();
         let t = source.require(&format!("{}.weight", info.name)).unwrap();
         let cols = info.shape.cols;
         let (mut got, mut want) = (vec![0.0; cols], vec![0.0; cols]);
@@ -34,7 +41,8 @@ fn compare(source: &[u8], packed: &[u8]) -> usize {
             dequantize_row(t.ty, row, &mut want).unwrap();
             w.dequantize_row(r, &mut got).unwrap();
             for (c, (g, w)) in got.iter().zip(&want).enumerate() {
-                let same = g.to_bits() == w.to_bits() || (g.is_nan() && w.is_nan()) || (*g == 0.0 && *w == 0.0);
+                let same =
+                    g.to_bits() == w.to_bits() || (g.is_nan() && w.is_nan()) || (*g == 0.0 && *w == 0.0);
                 assert!(same, "{} row {r} column {c}: {g:e}, source {w:e}", t.name);
             }
         }
