@@ -27,7 +27,7 @@ fn bench(c: &mut Criterion) {
         let scales = vec![0x11_u8; kind.row_scale_bytes(shape, q)];
         let w =
             Packed::new(shape, group, kind, &planes, &params, &scales).expect("sizes follow from the shape");
-        let ts = TableShape { cols, group };
+        let ts = TableShape { cols, group, fine: kind.is_uniform() };
         let x: Vec<f32> = (0..cols).map(|i| (i as f32).sin()).collect();
         let (mut e, mut s) = (vec![0; ts.entries_len()], vec![0.0; ts.scales_len()]);
         let mut y = vec![0.0; rows];
@@ -48,7 +48,7 @@ fn bench(c: &mut Criterion) {
     let mut g = c.benchmark_group("table");
     g.measurement_time(Duration::from_secs(1)).warm_up_time(Duration::from_millis(300)).sample_size(20);
     for isa in Isa::available() {
-        let ts = TableShape { cols: 4096, group: 128 };
+        let ts = TableShape { cols: 4096, group: 128, fine: false };
         let x: Vec<f32> = (0..4096).map(|i| (i as f32).sin()).collect();
         let (mut e, mut s) = (vec![0; ts.entries_len()], vec![0.0; ts.scales_len()]);
         g.throughput(Throughput::Elements(1024));

@@ -52,8 +52,28 @@ pub fn gemv_lut(w: &Packed<'_>, x: &[f32]) -> Vec<f32> {
                         let center = if let ParamKind::Centered(c) = w.kind() { f32::from(c) } else { 0.0 };
                         let mut t = (((1u32 << planes) - 1) as f32 * 0.5 - center) * sum;
                         for (x, c) in chunks() {
-                            let a: i32 = (0..planes).map(|p| signed(p, x, c) << p).sum();
-                            t = (a as f32).mul_add(0.5 * table_scale(x).1, t);
+                            // Passes of 4 planes; the last plane of all is refined.
+                            let (low, high) = (planes.min(4), planes.saturating_sub(4));
+                            let pass = |from: usize, n: usize| -> f32 {
+                                (0..n).map(|p| signed(from + p, x, c) << p).sum::<i32>() as f32
+                            };
+                            let top = if high > 0 { high } else { low };
+                            let (inv, _) = table_scale(x);
+                            let fine: i32 = x
+                                .chunks(4)
+                                .zip(c.chunks(4))
+                                .map(|(x, c)| {
+                                    let t = signed_sum(x, c, planes - 1) * inv;
+                                    ((t - t.round_ties_even()) * 254.0).round_ties_even() as i32
+                                })
+                                .sum();
+                            let step = (1u32 << (top - 1)) as f32 / 254.0;
+                            let a = if high > 0 {
+                                (fine as f32).mul_add(step, pass(4, high)).mul_add(16.0, pass(0, low))
+                            } else {
+                                (fine as f32).mul_add(step, pass(0, low))
+                            };
+                            t = a.mul_add(0.5 * table_scale(x).1, t);
                         }
                         acc = coef(0).mul_add(t, acc);
                         if w.kind() == ParamKind::Uniform {
@@ -83,17 +103,17 @@ fn table_scale(x: &[f32]) -> (f32, f32) {
 
 /// The table entry of up to 4 activations under plane `p`'s bits.
 fn entry(x: &[f32], codes: &[u8], p: usize, inv: f32) -> i32 {
+    (signed_sum(x, codes, p) * inv).round_ties_even() as i32
+}
+
+/// The sum of up to 4 activations with the signs of plane `p`'s bits.
+fn signed_sum(x: &[f32], codes: &[u8], p: usize) -> f32 {
     let v = |i: usize| match (x.get(i), codes.get(i)) {
-        (Some(x), Some(c)) => {
-            if c >> p & 1 == 1 {
-                *x
-            } else {
-                -*x
-            }
-        }
+        (Some(x), Some(c)) if c >> p & 1 == 1 => *x,
+        (Some(x), Some(_)) => -*x,
         _ => 0.0,
     };
-    (((v(0) + v(1)) + (v(2) + v(3))) * inv).round_ties_even() as i32
+    (v(0) + v(1)) + (v(2) + v(3))
 }
 
 /// The 8-lane sum of the bit contract.

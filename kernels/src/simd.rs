@@ -12,6 +12,10 @@ pub(crate) const LANES: usize = 8;
 /// Rows of a tile: one byte of a 32-byte vector each. See `pack::p32`.
 pub(crate) const TILE: usize = 32;
 
+/// Steps of a fine table entry per step of a coarse one: what rounding loses is at most half a coarse step,
+/// so fine entries lie within +-127.
+pub(crate) const FINE_STEPS: f32 = 254.0;
+
 /// A set of vector instructions. Everything is `#[inline(always)]` so that it is compiled inside the
 /// featured function that [`Simd::vectorize`] enters.
 pub(crate) trait Simd: Copy {
@@ -64,10 +68,11 @@ pub(crate) trait Simd: Copy {
     /// Largest lane (no NaN among the lanes).
     fn hmax(self, v: Self::F) -> f32;
 
-    /// Table entries of 4 activations: entry `e` is the sum over `i` of `x[i]` where bit `i` of `e`
-    /// is set and of `-x[i]` where it is not, times `inv`, rounded to nearest even, plus 128.
-    /// Products must lie within +-127. Sums are formed as `(x0 + x1) + (x2 + x3)`.
-    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16]);
+    /// Table entries of 4 activations. `t[e]` is `inv` times the sum over `i` of `x[i]` where bit `i` of `e`
+    /// is set and of `-x[i]` where it is not, formed as `(x0 + x1) + (x2 + x3)`; it must lie within +-127.
+    /// `out[e] = round(t[e]) + 128`, to nearest even; where `fine` is asked for,
+    /// `fine[e] = round(254 (t[e] - round(t[e]))) + 128` is what that rounding lost.
+    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16], fine: Option<&mut [u8; 16]>);
     /// Makes two consecutive tables ready for look-up.
     fn tables(self, t: &[u8; 32]) -> Self::Tables;
     /// No entries added yet.

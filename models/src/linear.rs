@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use lutite_kernels::ggml::{self, GgmlType};
 use lutite_kernels::isa::Isa;
 use lutite_kernels::lut::{TableShape, Tables, gemv, table};
-use lutite_kernels::pack::p32::TILE_ROWS;
+use lutite_kernels::pack::p32::{PAIR_COLS, TILE_ROWS};
 use lutite_kernels::pack::{MAX_PLANES, Packed};
 use lutite_kernels::plain::{self, PlainType};
 use lutite_runtime::os::shared::{ReadGuard, SharedMat};
@@ -59,6 +59,12 @@ impl PackedWeights {
         }
         let PackedInfo { shape, group, kind, .. } = self.info;
         Packed::new(shape, group, kind, &planes[..self.planes.len()], &self.params, &self.row_scales)
+    }
+}
+
+impl PackedWeights {
+    fn table_shape(&self) -> TableShape {
+        TableShape { cols: self.info.shape.cols, group: self.info.group, fine: self.info.kind.is_uniform() }
     }
 }
 
@@ -122,10 +128,10 @@ impl Linear {
             Weights::Plain { bytes, .. } => bytes.len(),
         }
     }
-    /// Group size of the tables that this matrix needs, if it takes tables.
-    pub(crate) fn group(&self) -> Option<usize> {
+    /// The tables that this matrix needs, if it takes tables.
+    fn table_shape(&self) -> Option<TableShape> {
         match &self.weights {
-            Weights::Packed(w) => Some(w.info.group),
+            Weights::Packed(w) => Some(w.table_shape()),
             Weights::Plain { .. } => None,
         }
     }
@@ -185,7 +191,7 @@ impl Linear {
                     let mut y = [0.0; TILE_ROWS];
                     let y = &mut y[..(rows.end - at).min(TILE_ROWS)];
                     for token in 0..n {
-                        gemv(isa, &view, &x.tables(token, w.info.group)?, tile..tile + 1, y)?;
+                        gemv(isa, &view, &x.tables(token, w.table_shape())?, tile..tile + 1, y)?;
                         bias(at, y);
                         put(token, at, y);
                     }
@@ -259,8 +265,8 @@ fn stage<const M: usize>(
     });
 }
 
-/// Activations on their way into one or more matrices: the numbers, and their look-up tables for every group
-/// size that those matrices use.
+/// Activations on their way into one or more matrices: the numbers, and every kind of look-up tables that
+/// those matrices use.
 #[derive(Debug)]
 pub(crate) struct Input {
     x: SharedMat<f32>,
@@ -282,13 +288,16 @@ impl Input {
     pub(crate) fn new(tokens: usize, mats: &[&Linear]) -> Result<Input> {
         let cols = mats.first().map_or(0, |m| m.cols());
         let mut tables: Vec<TableBuf> = Vec::new();
-        for group in mats.iter().filter_map(|m| m.group()) {
-            let shape = TableShape { cols, group };
+        for shape in mats.iter().filter_map(|m| m.table_shape()) {
             if !tables.iter().any(|t| t.shape == shape) {
-                let per_segment = SEGMENT / group * shape.scales_per_group();
+                let per_segment = SEGMENT / shape.group * shape.scales_per_group();
                 tables.push(TableBuf {
                     shape,
-                    entries: SharedMat::new(tokens, shape.entries_len(), 4 * SEGMENT)?,
+                    entries: SharedMat::new(
+                        tokens,
+                        shape.entries_len(),
+                        SEGMENT / PAIR_COLS * shape.pair_len(),
+                    )?,
                     scales: SharedMat::new(tokens, shape.scales_len(), per_segment)?,
                 });
             }
@@ -346,8 +355,8 @@ impl Input {
     }
 }
 
-/// As many group sizes as there are (`lutite_kernels::pack::GROUPS`).
-const MAX_TABLES: usize = lutite_kernels::pack::GROUPS.len();
+/// As many kinds of tables as there are: each group size, coarse and fine.
+const MAX_TABLES: usize = 2 * lutite_kernels::pack::GROUPS.len();
 
 type TableGuard<'a> = (TableShape, ReadGuard<'a, u8>, ReadGuard<'a, f32>);
 
@@ -358,11 +367,11 @@ struct InputGuard<'a> {
 }
 
 impl InputGuard<'_> {
-    fn tables(&self, token: usize, group: usize) -> lutite_kernels::Result<Tables<'_>> {
-        let found = self.tables.iter().flatten().find(|t| t.0.group == group);
+    fn tables(&self, token: usize, shape: TableShape) -> lutite_kernels::Result<Tables<'_>> {
+        let found = self.tables.iter().flatten().find(|t| t.0 == shape);
         let (shape, entries, scales) = found.ok_or(lutite_kernels::Error::Shape {
             what: "group",
-            found: group,
+            found: shape.group,
             allowed: "one that the input was made for",
         })?;
         Tables::new(*shape, entries.row(token), scales.row(token))

@@ -1,6 +1,6 @@
 //! Plain Rust: runs everywhere, and defines what the other tiers must compute.
 
-use crate::simd::{Kernel, LANES, Simd, TILE};
+use crate::simd::{FINE_STEPS, Kernel, LANES, Simd, TILE};
 use half::f16;
 
 /// Needs no instructions beyond the target's floor.
@@ -105,11 +105,16 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16]) {
-        for (e, o) in out.iter_mut().enumerate() {
+    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16], mut fine: Option<&mut [u8; 16]>) {
+        let byte = |t: f32| (t as i32).wrapping_add(128) as u8;
+        for e in 0..16 {
             let v = |i: usize| if e >> i & 1 == 1 { x[i] } else { -x[i] };
             let t = ((v(0) + v(1)) + (v(2) + v(3))) * inv;
-            *o = (t.round_ties_even() as i32).wrapping_add(128) as u8;
+            let r = t.round_ties_even();
+            out[e] = byte(r);
+            if let Some(fine) = &mut fine {
+                fine[e] = byte(((t - r) * FINE_STEPS).round_ties_even());
+            }
         }
     }
     #[inline(always)]

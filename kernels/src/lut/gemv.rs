@@ -12,7 +12,8 @@
 //! ```
 //!
 //! For the uniform kinds the planes are summed as integers first, `A = sum 2^p A_p`, and one conversion
-//! and one multiplication serve them all: `t = (2^q - 1)/2 X + A delta/2`, `acc + d t + m X`.
+//! and one multiplication serve them all: `t = (2^q - 1)/2 X + A delta/2`, `acc + d t + m X`. Their top
+//! plane is looked up in the fine tables as well, `A = A + F 2^(q-1) / 254` (see [`super::table`]).
 //!
 //! # Bounds
 //! A chunk is at most 64 activations, 16 look-ups of entries within +-127 per plane: `|A_p| <= 2032`.
@@ -29,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::isa::Isa;
 use crate::pack::p32::TILE_ROWS;
 use crate::pack::{MAX_PLANES, Packed, ParamKind};
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{FINE_STEPS, Kernel, LANES, Simd};
 use core::ops::Range;
 
 /// `y = W x` for the rows of some tiles.
@@ -47,6 +48,7 @@ pub fn gemv(isa: Isa, w: &Packed<'_>, t: &Tables<'_>, tiles: Range<usize>, y: &m
     for (what, expected, found) in [
         ("activations behind the tables", shape.cols, t.shape().cols),
         ("group of the tables", w.group(), t.shape().group),
+        ("fine tables (0 or 1)", usize::from(w.kind().is_uniform()), usize::from(t.shape().fine)),
         ("y", shape.rows.min(tiles.end * TILE_ROWS).saturating_sub(tiles.start * TILE_ROWS), y.len()),
     ] {
         if expected != found {
@@ -114,8 +116,10 @@ struct Tile<'a> {
     row_scales: &'a [u8],
     /// Bytes of one group's parameters.
     group_params: usize,
-    /// Table pairs, `[cols / 8]`.
+    /// Table pairs, `[cols / 8]`, or for the uniform kinds `[cols / 8][coarse, fine]`.
     entries: &'a [[u8; 32]],
+    /// `cols / 8`.
+    pairs: usize,
     /// `[group][X, half deltas]`.
     scales: &'a [f32],
     per_group: usize,
@@ -143,6 +147,7 @@ impl<'a> Tile<'a> {
             row_scales: &w.row_scales()[tile * scales..(tile + 1) * scales],
             group_params,
             entries: t.entries().as_chunks().0,
+            pairs: shape.pairs(),
             scales: t.scales(),
             per_group: t.shape().scales_per_group(),
             group_pairs: w.group() / 8,
@@ -151,44 +156,69 @@ impl<'a> Tile<'a> {
     }
 }
 
-/// One chunk's exact integer sums for `Q` planes, the first of them plane `from`.
+/// One chunk's exact integer sums for `Q` planes, the first of them plane `from`; and with `FINE` the top
+/// plane's sums from the fine tables. `STRIDE` is 2 where fine tables lie between the coarse ones.
 #[inline(always)]
-fn sums<S: Simd, const Q: usize>(s: S, tile: &Tile<'_>, from: usize, pairs: Range<usize>) -> [S::Sums; Q] {
-    let entries = &tile.entries[pairs.clone()];
+fn sums<S: Simd, const Q: usize, const STRIDE: usize, const FINE: bool>(
+    s: S,
+    tile: &Tile<'_>,
+    from: usize,
+    pairs: Range<usize>,
+) -> ([S::Sums; Q], S::Sums) {
+    let entries = &tile.entries[pairs.start * STRIDE..pairs.end * STRIDE];
     let mut planes: [&[[u8; 32]]; Q] = [&[]; Q];
     for p in 0..Q {
         planes[p] = &tile.planes[from + p][pairs.clone()];
     }
     let mut acc = [s.acc_zero(); Q];
-    for j in 0..entries.len() {
-        let t = s.tables(&entries[j]);
+    let mut fine = s.acc_zero();
+    for (j, e) in entries.chunks_exact(STRIDE).enumerate() {
+        let t = s.tables(&e[0]);
         for p in 0..Q {
             acc[p] = s.accumulate(acc[p], t, &planes[p][j]);
         }
+        if FINE {
+            fine = s.accumulate(fine, s.tables(&e[STRIDE - 1]), &planes[Q - 1][j]);
+        }
     }
-    let n = 2 * entries.len() as u16;
+    let n = 2 * pairs.len() as u16;
     let mut out = [s.sums(s.acc_zero(), 0); Q];
     for p in 0..Q {
         out[p] = s.sums(acc[p], n);
     }
-    out
+    (out, s.sums(fine, n))
 }
 
-/// `sum 2^p A_p` over a pass, by Horner's rule.
+/// `sum 2^p A_p` of one chunk over a pass of `Q` planes, by Horner's rule; with `TOP` refined by the fine
+/// sums of its last plane.
 #[inline(always)]
-fn weighted<S: Simd, const Q: usize>(s: S, sums: [S::Sums; Q]) -> [S::F; 4] {
+fn weighted<S: Simd, const Q: usize, const TOP: bool>(
+    s: S,
+    tile: &Tile<'_>,
+    from: usize,
+    pairs: Range<usize>,
+) -> [S::F; 4] {
+    let (sums, fine) = sums::<S, Q, 2, TOP>(s, tile, from, pairs);
     let mut a = sums[Q - 1];
     for p in (0..Q - 1).rev() {
         a = s.double_add(a, sums[p]);
     }
-    s.sums_to_f32(a)
+    let mut a = s.sums_to_f32(a);
+    if TOP {
+        let fine = s.sums_to_f32(fine);
+        let step = s.splat((1u32 << (Q - 1)) as f32 / FINE_STEPS);
+        for i in 0..4 {
+            a[i] = s.fma(fine[i], step, a[i]);
+        }
+    }
+    a
 }
 
 /// The chunks of group `g`: pairs of tables, and half the chunk's scale.
 #[inline(always)]
 fn chunks<'t>(tile: &Tile<'t>, g: usize) -> impl Iterator<Item = (Range<usize>, f32)> + use<'t> {
     let start = g * tile.group_pairs;
-    let end = (start + tile.group_pairs).min(tile.entries.len());
+    let end = (start + tile.group_pairs).min(tile.pairs);
     let step = tile.chunk_pairs;
     let halves = &tile.scales[g * tile.per_group + 1..(g + 1) * tile.per_group];
     halves.iter().enumerate().map(move |(c, half)| {
@@ -216,14 +246,17 @@ fn uniform<S: Simd, const LO: usize, const HI: usize, const MIN: bool>(
         let x = tile.scales[g * tile.per_group];
         let mut t = [s.splat(middle * x); 4];
         for (pairs, half) in chunks(tile, g) {
-            let mut a = weighted::<S, LO>(s, sums::<S, LO>(s, tile, 0, pairs.clone()));
-            // A match on a constant: only the arm in use is compiled in.
+            // Matches on constants: only the arms in use are compiled in.
+            let mut a = match HI {
+                0 => weighted::<S, LO, true>(s, tile, 0, pairs.clone()),
+                _ => weighted::<S, LO, false>(s, tile, 0, pairs.clone()),
+            };
             let high = match HI {
                 0 => None,
-                1 => Some(weighted::<S, 1>(s, sums::<S, 1>(s, tile, LO, pairs))),
-                2 => Some(weighted::<S, 2>(s, sums::<S, 2>(s, tile, LO, pairs))),
-                3 => Some(weighted::<S, 3>(s, sums::<S, 3>(s, tile, LO, pairs))),
-                _ => Some(weighted::<S, 4>(s, sums::<S, 4>(s, tile, LO, pairs))),
+                1 => Some(weighted::<S, 1, true>(s, tile, LO, pairs)),
+                2 => Some(weighted::<S, 2, true>(s, tile, LO, pairs)),
+                3 => Some(weighted::<S, 3, true>(s, tile, LO, pairs)),
+                _ => Some(weighted::<S, 4, true>(s, tile, LO, pairs)),
             };
             if let Some(high) = high {
                 for i in 0..4 {
@@ -287,7 +320,7 @@ fn hlq_pass<S: Simd, const Q: usize, const INT8: bool>(
     let x = tile.scales[g * tile.per_group];
     let mut t = [[s.splat(0.5 * x); 4]; Q];
     for (pairs, half) in chunks(tile, g) {
-        let a = sums::<S, Q>(s, tile, from, pairs);
+        let (a, _) = sums::<S, Q, 1, false>(s, tile, from, pairs);
         for p in 0..Q {
             let a = s.sums_to_f32(a[p]);
             for i in 0..4 {

@@ -30,6 +30,10 @@ impl ParamKind {
             ParamKind::Centered(_) => 1,
         }
     }
+    /// Whether planes are summed as integers under one scale. Such matrices take fine tables.
+    pub const fn is_uniform(self) -> bool {
+        matches!(self, ParamKind::Uniform | ParamKind::Centered(_))
+    }
     /// Bytes of one coefficient.
     pub const fn coefficient_bytes(self) -> usize {
         match self {

@@ -16,7 +16,7 @@ fn same(a: &[f32], b: &[f32]) -> bool {
 
 /// Tables built in one go and the product over `tiles` tiles at a time.
 fn lut(isa: Isa, m: &Matrix, x: &[f32], tiles: usize) -> Vec<f32> {
-    let shape = TableShape { cols: m.shape.cols, group: m.group };
+    let shape = TableShape { cols: m.shape.cols, group: m.group, fine: m.kind.is_uniform() };
     let mut entries = vec![0xa5; shape.entries_len()];
     let mut scales = vec![f32::NAN; shape.scales_len()];
     table::build(isa, shape, x, &mut entries, &mut scales).unwrap();
@@ -99,7 +99,9 @@ fn error_against_exact_weights_is_the_tables_rounding() {
                     })
                     .sum();
                 let err: f64 = exact.iter().zip(&y).map(|(e, y)| (e - f64::from(*y)).powi(2)).sum();
-                assert!(err / plane_energy < 1e-4, "{kind:?} q={q} g={group}: {:.1e}", err / plane_energy);
+                // A refined top plane leaves a quarter of the error.
+                let bound = if kind.is_uniform() && q > 2 { 3e-5 } else { 1e-4 };
+                assert!(err / plane_energy < bound, "{kind:?} q={q} g={group}: {:.1e}", err / plane_energy);
             }
         }
     }
@@ -129,9 +131,9 @@ fn sums_at_their_bound_stay_exact() {
 fn tables_built_in_parts_equal_tables_built_at_once() {
     let mut rng = Rng(11);
     let x: Vec<f32> = (0..700).map(|_| rng.normal()).collect();
-    for group in GROUPS {
+    for (group, fine) in GROUPS.into_iter().flat_map(|g| [(g, false), (g, true)]) {
         for isa in Isa::available() {
-            let all = TableShape { cols: 700, group };
+            let all = TableShape { cols: 700, group, fine };
             let (mut e, mut s) = (vec![0; all.entries_len()], vec![0.0; all.scales_len()]);
             table::build(isa, all, &x, &mut e, &mut s).unwrap();
             let (mut e2, mut s2) = (e.clone(), s.clone());
@@ -139,10 +141,10 @@ fn tables_built_in_parts_equal_tables_built_at_once() {
             s2.fill(1.0);
             let parts = x
                 .chunks(256)
-                .zip(e2.chunks_mut(1024))
+                .zip(e2.chunks_mut(32 * all.pair_len()))
                 .zip(s2.chunks_mut(256 / group * all.scales_per_group()));
             for ((x, e), s) in parts {
-                table::build(isa, TableShape { cols: x.len(), group }, x, e, s).unwrap();
+                table::build(isa, TableShape { cols: x.len(), ..all }, x, e, s).unwrap();
             }
             assert!(e == e2 && same(&s, &s2));
         }
@@ -153,7 +155,7 @@ fn tables_built_in_parts_equal_tables_built_at_once() {
 fn empty_and_unfitting_inputs_are_errors_or_nothing() {
     let mut rng = Rng(1);
     let m = Matrix::random(&mut rng, 40, 64, 2, 32, ParamKind::Hlq16);
-    let shape = TableShape { cols: 64, group: 32 };
+    let shape = TableShape { cols: 64, group: 32, fine: false };
     let (mut e, mut s) = (vec![0; shape.entries_len()], vec![0.0; shape.scales_len()]);
     let isa = Isa::detect();
     assert!(table::build(isa, shape, &[0.0; 63], &mut e, &mut s).is_err());
@@ -162,7 +164,7 @@ fn empty_and_unfitting_inputs_are_errors_or_nothing() {
     gemv(isa, &m.view(), &t, 1..1, &mut []).unwrap();
     assert!(gemv(isa, &m.view(), &t, 0..2, &mut [0.0; 39]).is_err());
     assert!(gemv(isa, &m.view(), &t, 1..3, &mut [0.0; 8]).is_err());
-    let other = TableShape { cols: 64, group: 64 };
+    let other = TableShape { cols: 64, group: 64, fine: false };
     let t2 = Tables::new(other, &e, &s[..other.scales_len()]).unwrap();
     let message = gemv(isa, &m.view(), &t2, 0..2, &mut [0.0; 40]).unwrap_err().to_string();
     assert!(message.contains("group"), "{message}");

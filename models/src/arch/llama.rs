@@ -118,11 +118,11 @@ pub struct SessionBytes {
 /// Estimates what a session will allocate, without allocating it; saturating.
 pub fn session_bytes(c: &Config, kv: KvShape, batch: usize, workers: usize) -> SessionBytes {
     // Floats of the residual stream, q, k, v, gate, up and logits; inputs count 4 bytes per activation and
-    // some 5 for its tables.
+    // up to 9 for its tables.
     let inputs = 3 * c.dim + c.heads * c.head_dim + c.ffn;
     let floats = c.dim + 2 * (c.heads + c.kv_heads) * c.head_dim + 2 * c.ffn + c.vocab;
     let scores = workers.saturating_mul(kv.context).saturating_mul(4);
-    let activations = batch.saturating_mul(4 * floats + 9 * inputs).saturating_add(scores);
+    let activations = batch.saturating_mul(4 * floats + 13 * inputs).saturating_add(scores);
     SessionBytes { kv: kv.bytes(), activations }
 }
 

@@ -1,6 +1,6 @@
 //! AVX2 + FMA + F16C + BMI2: every x86-64 core since Haswell (2013) and Zen (2017).
 
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{FINE_STEPS, Kernel, LANES, Simd};
 use core::arch::x86_64::*;
 
 /// Proof that the processor has AVX2, FMA, F16C and BMI2: only [`Avx2::detect`] makes one.
@@ -48,6 +48,22 @@ macro_rules! op {
         // were detected when the token `self` was made.
         unsafe { $e }
     };
+}
+
+/// 16 floats within +-127, rounded to nearest even, plus 128, as bytes.
+///
+/// # Safety
+/// AVX2 must be there.
+#[inline(always)]
+unsafe fn pack_bytes(lo: __m256, hi: __m256, out: &mut [u8; 16]) {
+    // SAFETY: the caller vouches for AVX2; the store covers exactly the array.
+    unsafe {
+        let w = _mm256_packs_epi32(_mm256_cvtps_epi32(lo), _mm256_cvtps_epi32(hi));
+        // packs works per 128-bit lane: [lo0-3 hi0-3 | lo4-7 hi4-7] -> [lo0-7 | hi0-7].
+        let w = _mm256_permute4x64_epi64::<0b11_01_10_00>(w);
+        let b = _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256::<1>(w));
+        _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_xor_si128(b, _mm_set1_epi8(i8::MIN)));
+    }
 }
 
 impl Simd for Avx2 {
@@ -149,7 +165,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16]) {
+    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16], fine: Option<&mut [u8; 16]>) {
         op!({
             // Lane e of the lower half: bit i of e clear means -x[i], a flip of the sign bit.
             const N: i32 = i32::MIN;
@@ -166,12 +182,14 @@ impl Simd for Avx2 {
             // Entries 0..8 have bit 3 clear, 8..16 set: (s2 - x3) equals (s2 + (-x3)) exactly.
             let lo = _mm256_mul_ps(_mm256_add_ps(s01, _mm256_sub_ps(s2, x3)), inv);
             let hi = _mm256_mul_ps(_mm256_add_ps(s01, _mm256_add_ps(s2, x3)), inv);
-            let w = _mm256_packs_epi32(_mm256_cvtps_epi32(lo), _mm256_cvtps_epi32(hi));
-            // packs works per 128-bit lane: [lo0-3 hi0-3 | lo4-7 hi4-7] -> [lo0-7 | hi0-7].
-            let w = _mm256_permute4x64_epi64::<0b11_01_10_00>(w);
-            let b = _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256::<1>(w));
-            let b = _mm_xor_si128(b, _mm_set1_epi8(i8::MIN));
-            _mm_storeu_si128(out.as_mut_ptr().cast(), b);
+            let (lo_r, hi_r) = (self.round(lo), self.round(hi));
+            pack_bytes(lo_r, hi_r, out);
+            if let Some(fine) = fine {
+                let steps = _mm256_set1_ps(FINE_STEPS);
+                let lo = _mm256_mul_ps(_mm256_sub_ps(lo, lo_r), steps);
+                let hi = _mm256_mul_ps(_mm256_sub_ps(hi, hi_r), steps);
+                pack_bytes(lo, hi, fine);
+            }
         });
     }
     #[inline(always)]
