@@ -52,26 +52,30 @@ pub fn gemv_lut(w: &Packed<'_>, x: &[f32]) -> Vec<f32> {
                         let center = if let ParamKind::Centered(c) = w.kind() { f32::from(c) } else { 0.0 };
                         let mut t = (((1u32 << planes) - 1) as f32 * 0.5 - center) * sum;
                         for (x, c) in chunks() {
-                            // Passes of 4 planes; the last plane of all is refined.
-                            let (low, high) = (planes.min(4), planes.saturating_sub(4));
+                            // Two passes above 4 planes; the last two planes of all are refined.
+                            let low = if planes == 5 { 3 } else { planes.min(4) };
+                            let high = planes - low;
                             let pass = |from: usize, n: usize| -> f32 {
                                 (0..n).map(|p| signed(from + p, x, c) << p).sum::<i32>() as f32
                             };
-                            let top = if high > 0 { high } else { low };
                             let (inv, _) = table_scale(x);
-                            let fine: i32 = x
-                                .chunks(4)
-                                .zip(c.chunks(4))
-                                .map(|(x, c)| {
-                                    let t = signed_sum(x, c, planes - 1) * inv;
-                                    ((t - t.round_ties_even()) * 254.0).round_ties_even() as i32
-                                })
-                                .sum();
-                            let step = (1u32 << (top - 1)) as f32 / 254.0;
+                            let fine = |p: usize| -> i32 {
+                                let tuples = x.chunks(4).zip(c.chunks(4));
+                                let lost = tuples.map(|(x, c)| {
+                                    let t = signed_sum(x, c, p) * inv;
+                                    ((t - t.round_ties_even()) * 40.0).round_ties_even() as i32
+                                });
+                                lost.sum()
+                            };
+                            let top = if high > 0 { high } else { low };
+                            let second = if top > 1 { fine(planes - 2) } else { 0 };
+                            let fine = (2 * fine(planes - 1) + second) as f32;
+                            let step = (1u32 << top) as f32 / 160.0;
                             let a = if high > 0 {
-                                (fine as f32).mul_add(step, pass(4, high)).mul_add(16.0, pass(0, low))
+                                let weight = (1u32 << low) as f32;
+                                fine.mul_add(step, pass(low, high)).mul_add(weight, pass(0, low))
                             } else {
-                                (fine as f32).mul_add(step, pass(0, low))
+                                fine.mul_add(step, pass(0, low))
                             };
                             t = a.mul_add(0.5 * table_scale(x).1, t);
                         }

@@ -13,8 +13,15 @@ pub(crate) const LANES: usize = 8;
 pub(crate) const TILE: usize = 32;
 
 /// Steps of a fine table entry per step of a coarse one: what rounding loses is at most half a coarse step,
-/// so fine entries lie within +-127.
-pub(crate) const FINE_STEPS: f32 = 254.0;
+/// so fine entries lie within +-20. Two look-ups of each of two planes, one weighted twice, then fit a byte:
+/// `(2 + 1) * 2 * (20 + FINE_BIAS) = 246`.
+pub(crate) const FINE_STEPS: f32 = 40.0;
+
+/// What is added to fine entries so that they are positive.
+pub(crate) const FINE_BIAS: u8 = 21;
+
+/// What is added to coarse entries.
+pub(crate) const BIAS: u8 = 128;
 
 /// A set of vector instructions. Everything is `#[inline(always)]` so that it is compiled inside the
 /// featured function that [`Simd::vectorize`] enters.
@@ -71,7 +78,7 @@ pub(crate) trait Simd: Copy {
     /// Table entries of 4 activations. `t[e]` is `inv` times the sum over `i` of `x[i]` where bit `i` of `e`
     /// is set and of `-x[i]` where it is not, formed as `(x0 + x1) + (x2 + x3)`; it must lie within +-127.
     /// `out[e] = round(t[e]) + 128`, to nearest even; where `fine` is asked for,
-    /// `fine[e] = round(254 (t[e] - round(t[e]))) + 128` is what that rounding lost.
+    /// `fine[e] = round(40 (t[e] - round(t[e]))) + 21` is what that rounding lost.
     fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16], fine: Option<&mut [u8; 16]>);
     /// Makes two consecutive tables ready for look-up.
     fn tables(self, t: &[u8; 32]) -> Self::Tables;
@@ -80,8 +87,17 @@ pub(crate) trait Simd: Copy {
     /// Looks up 32 rows in both tables: low nibbles in the first, high nibbles in the second, and
     /// adds both entries to each row's sum.
     fn accumulate(self, acc: Self::Acc, t: Self::Tables, w: &[u8; 32]) -> Self::Acc;
-    /// The sums less `128 * entries`, exact while they fit in an i16.
-    fn sums(self, acc: Self::Acc, entries: u16) -> Self::Sums;
+    /// As [`Simd::accumulate`] with fine tables: adds `2 entry(top) + entry(second)` for both nibbles, or
+    /// `2 entry(top)` alone.
+    fn accumulate_fine(
+        self,
+        acc: Self::Acc,
+        t: Self::Tables,
+        top: &[u8; 32],
+        second: Option<&[u8; 32]>,
+    ) -> Self::Acc;
+    /// The sums less `bias`, exact while they fit in an i16.
+    fn sums(self, acc: Self::Acc, bias: u16) -> Self::Sums;
     /// `2 * hi + lo` per row, wrapping.
     fn double_add(self, hi: Self::Sums, lo: Self::Sums) -> Self::Sums;
     /// Rows `8 i .. 8 i + 8` as floats in element `i`.

@@ -1,6 +1,6 @@
 //! Plain Rust: runs everywhere, and defines what the other tiers must compute.
 
-use crate::simd::{FINE_STEPS, Kernel, LANES, Simd, TILE};
+use crate::simd::{BIAS, FINE_BIAS, FINE_STEPS, Kernel, LANES, Simd, TILE};
 use half::f16;
 
 /// Needs no instructions beyond the target's floor.
@@ -106,14 +106,14 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16], mut fine: Option<&mut [u8; 16]>) {
-        let byte = |t: f32| (t as i32).wrapping_add(128) as u8;
+        let byte = |t: f32, bias: u8| (t as i32).wrapping_add(i32::from(bias)) as u8;
         for e in 0..16 {
             let v = |i: usize| if e >> i & 1 == 1 { x[i] } else { -x[i] };
             let t = ((v(0) + v(1)) + (v(2) + v(3))) * inv;
             let r = t.round_ties_even();
-            out[e] = byte(r);
+            out[e] = byte(r, BIAS);
             if let Some(fine) = &mut fine {
-                fine[e] = byte(((t - r) * FINE_STEPS).round_ties_even());
+                fine[e] = byte(((t - r) * FINE_STEPS).round_ties_even(), FINE_BIAS);
             }
         }
     }
@@ -136,8 +136,22 @@ impl Simd for Scalar {
         acc
     }
     #[inline(always)]
-    fn sums(self, acc: [u16; TILE], entries: u16) -> [i16; TILE] {
-        acc.map(|a| a.wrapping_sub(entries.wrapping_mul(128)).cast_signed())
+    fn accumulate_fine(
+        self,
+        mut acc: [u16; TILE],
+        t: [u8; 32],
+        top: &[u8; 32],
+        second: Option<&[u8; 32]>,
+    ) -> [u16; TILE] {
+        let both = |b: u8| u16::from(t[usize::from(b & 15)]) + u16::from(t[16 + usize::from(b >> 4)]);
+        for (i, a) in acc.iter_mut().enumerate() {
+            *a += 2 * both(top[i]) + second.map_or(0, |s| both(s[i]));
+        }
+        acc
+    }
+    #[inline(always)]
+    fn sums(self, acc: [u16; TILE], bias: u16) -> [i16; TILE] {
+        acc.map(|a| a.wrapping_sub(bias).cast_signed())
     }
     #[inline(always)]
     fn double_add(self, hi: [i16; TILE], lo: [i16; TILE]) -> [i16; TILE] {

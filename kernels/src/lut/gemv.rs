@@ -12,8 +12,9 @@
 //! ```
 //!
 //! For the uniform kinds the planes are summed as integers first, `A = sum 2^p A_p`, and one conversion
-//! and one multiplication serve them all: `t = (2^q - 1)/2 X + A delta/2`, `acc + d t + m X`. Their top
-//! plane is looked up in the fine tables as well, `A = A + F 2^(q-1) / 254` (see [`super::table`]).
+//! and one multiplication serve them all: `t = (2^q - 1)/2 X + A delta/2`, `acc + d t + m X`. Their two
+//! top planes are looked up in the fine tables as well, `A = A + (2 F_(q-1) + F_(q-2)) 2^(q-2) / 40` (see
+//! [`super::table`]).
 //!
 //! # Bounds
 //! A chunk is at most 64 activations, 16 look-ups of entries within +-127 per plane: `|A_p| <= 2032`.
@@ -30,7 +31,7 @@ use crate::error::{Error, Result};
 use crate::isa::Isa;
 use crate::pack::p32::TILE_ROWS;
 use crate::pack::{MAX_PLANES, Packed, ParamKind};
-use crate::simd::{FINE_STEPS, Kernel, LANES, Simd};
+use crate::simd::{BIAS, FINE_BIAS, FINE_STEPS, Kernel, LANES, Simd};
 use core::ops::Range;
 
 /// `y = W x` for the rows of some tiles.
@@ -70,7 +71,7 @@ impl Kernel for Gemv<'_> {
     type Output = ();
 
     /// Planes are split into a pass of up to 4 and a second one: 4 planes' accumulators, two tables and
-    /// a mask are what 16 vector registers hold.
+    /// a mask are what 16 vector registers hold. 5 planes are 3 + 2, so that the top two share a pass.
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         match self.w.planes().len() {
@@ -78,7 +79,7 @@ impl Kernel for Gemv<'_> {
             2 => self.tiles::<S, 2, 0>(s),
             3 => self.tiles::<S, 3, 0>(s),
             4 => self.tiles::<S, 4, 0>(s),
-            5 => self.tiles::<S, 4, 1>(s),
+            5 => self.tiles::<S, 3, 2>(s),
             6 => self.tiles::<S, 4, 2>(s),
             7 => self.tiles::<S, 4, 3>(s),
             _ => self.tiles::<S, 4, 4>(s),
@@ -156,8 +157,9 @@ impl<'a> Tile<'a> {
     }
 }
 
-/// One chunk's exact integer sums for `Q` planes, the first of them plane `from`; and with `FINE` the top
-/// plane's sums from the fine tables. `STRIDE` is 2 where fine tables lie between the coarse ones.
+/// One chunk's exact integer sums for `Q` planes, the first of them plane `from`; and with `FINE` twice the
+/// top plane's sums from the fine tables plus the next one's. `STRIDE` is 2 where fine tables lie between
+/// the coarse ones.
 #[inline(always)]
 fn sums<S: Simd, const Q: usize, const STRIDE: usize, const FINE: bool>(
     s: S,
@@ -178,19 +180,21 @@ fn sums<S: Simd, const Q: usize, const STRIDE: usize, const FINE: bool>(
             acc[p] = s.accumulate(acc[p], t, &planes[p][j]);
         }
         if FINE {
-            fine = s.accumulate(fine, s.tables(&e[STRIDE - 1]), &planes[Q - 1][j]);
+            let second = if Q > 1 { Some(&planes[Q.saturating_sub(2)][j]) } else { None };
+            fine = s.accumulate_fine(fine, s.tables(&e[STRIDE - 1]), &planes[Q - 1][j], second);
         }
     }
     let n = 2 * pairs.len() as u16;
     let mut out = [s.sums(s.acc_zero(), 0); Q];
     for p in 0..Q {
-        out[p] = s.sums(acc[p], n);
+        out[p] = s.sums(acc[p], n.wrapping_mul(u16::from(BIAS)));
     }
-    (out, s.sums(fine, n))
+    let weights = if Q > 1 { 3 } else { 2 };
+    (out, s.sums(fine, weights * n * u16::from(FINE_BIAS)))
 }
 
 /// `sum 2^p A_p` of one chunk over a pass of `Q` planes, by Horner's rule; with `TOP` refined by the fine
-/// sums of its last plane.
+/// sums of its last two planes.
 #[inline(always)]
 fn weighted<S: Simd, const Q: usize, const TOP: bool>(
     s: S,
@@ -206,7 +210,7 @@ fn weighted<S: Simd, const Q: usize, const TOP: bool>(
     let mut a = s.sums_to_f32(a);
     if TOP {
         let fine = s.sums_to_f32(fine);
-        let step = s.splat((1u32 << (Q - 1)) as f32 / FINE_STEPS);
+        let step = s.splat((1u32 << Q) as f32 / (4.0 * FINE_STEPS));
         for i in 0..4 {
             a[i] = s.fma(fine[i], step, a[i]);
         }
@@ -253,7 +257,6 @@ fn uniform<S: Simd, const LO: usize, const HI: usize, const MIN: bool>(
             };
             let high = match HI {
                 0 => None,
-                1 => Some(weighted::<S, 1, true>(s, tile, LO, pairs)),
                 2 => Some(weighted::<S, 2, true>(s, tile, LO, pairs)),
                 3 => Some(weighted::<S, 3, true>(s, tile, LO, pairs)),
                 _ => Some(weighted::<S, 4, true>(s, tile, LO, pairs)),
@@ -294,7 +297,6 @@ fn hlq<S: Simd, const LO: usize, const HI: usize, const INT8: bool>(s: S, tile: 
         hlq_pass::<S, LO, INT8>(s, tile, g, 0, &c, &mut acc);
         match HI {
             0 => {}
-            1 => hlq_pass::<S, 1, INT8>(s, tile, g, LO, &c, &mut acc),
             2 => hlq_pass::<S, 2, INT8>(s, tile, g, LO, &c, &mut acc),
             3 => hlq_pass::<S, 3, INT8>(s, tile, g, LO, &c, &mut acc),
             _ => hlq_pass::<S, 4, INT8>(s, tile, g, LO, &c, &mut acc),

@@ -1,6 +1,6 @@
 //! AVX2 + FMA + F16C + BMI2: every x86-64 core since Haswell (2013) and Zen (2017).
 
-use crate::simd::{FINE_STEPS, Kernel, LANES, Simd};
+use crate::simd::{BIAS, FINE_BIAS, FINE_STEPS, Kernel, LANES, Simd};
 use core::arch::x86_64::*;
 
 /// Proof that the processor has AVX2, FMA, F16C and BMI2: only [`Avx2::detect`] makes one.
@@ -50,19 +50,35 @@ macro_rules! op {
     };
 }
 
-/// 16 floats within +-127, rounded to nearest even, plus 128, as bytes.
+/// 16 floats within +-127, rounded to nearest even, plus `bias`, as bytes.
 ///
 /// # Safety
 /// AVX2 must be there.
 #[inline(always)]
-unsafe fn pack_bytes(lo: __m256, hi: __m256, out: &mut [u8; 16]) {
+unsafe fn pack_bytes(lo: __m256, hi: __m256, bias: u8, out: &mut [u8; 16]) {
     // SAFETY: the caller vouches for AVX2; the store covers exactly the array.
     unsafe {
         let w = _mm256_packs_epi32(_mm256_cvtps_epi32(lo), _mm256_cvtps_epi32(hi));
         // packs works per 128-bit lane: [lo0-3 hi0-3 | lo4-7 hi4-7] -> [lo0-7 | hi0-7].
         let w = _mm256_permute4x64_epi64::<0b11_01_10_00>(w);
         let b = _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256::<1>(w));
-        _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_xor_si128(b, _mm_set1_epi8(i8::MIN)));
+        _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_add_epi8(b, _mm_set1_epi8(bias.cast_signed())));
+    }
+}
+
+/// Entries of both nibbles, added as bytes.
+///
+/// # Safety
+/// AVX2 must be there.
+#[inline(always)]
+unsafe fn look_up_both(t: (__m256i, __m256i), w: &[u8; 32]) -> __m256i {
+    // SAFETY: the caller vouches for AVX2; the load covers exactly the array.
+    unsafe {
+        let nibble = _mm256_set1_epi8(15);
+        let w = _mm256_loadu_si256(w.as_ptr().cast());
+        let a = _mm256_shuffle_epi8(t.0, _mm256_and_si256(w, nibble));
+        let b = _mm256_shuffle_epi8(t.1, _mm256_and_si256(_mm256_srli_epi16::<4>(w), nibble));
+        _mm256_add_epi8(a, b)
     }
 }
 
@@ -183,12 +199,12 @@ impl Simd for Avx2 {
             let lo = _mm256_mul_ps(_mm256_add_ps(s01, _mm256_sub_ps(s2, x3)), inv);
             let hi = _mm256_mul_ps(_mm256_add_ps(s01, _mm256_add_ps(s2, x3)), inv);
             let (lo_r, hi_r) = (self.round(lo), self.round(hi));
-            pack_bytes(lo_r, hi_r, out);
+            pack_bytes(lo_r, hi_r, BIAS, out);
             if let Some(fine) = fine {
                 let steps = _mm256_set1_ps(FINE_STEPS);
                 let lo = _mm256_mul_ps(_mm256_sub_ps(lo, lo_r), steps);
                 let hi = _mm256_mul_ps(_mm256_sub_ps(hi, hi_r), steps);
-                pack_bytes(lo, hi, fine);
+                pack_bytes(lo, hi, FINE_BIAS, fine);
             }
         });
     }
@@ -225,10 +241,26 @@ impl Simd for Avx2 {
             }
         })
     }
+    /// 11 operations for the two planes, beside what `accumulate` has worked out of them: all four look-ups
+    /// fit a byte together.
     #[inline(always)]
-    fn sums(self, acc: Acc, entries: u16) -> Sums {
+    fn accumulate_fine(self, acc: Acc, t: Self::Tables, top: &[u8; 32], second: Option<&[u8; 32]>) -> Acc {
         op!({
-            let bias = _mm256_set1_epi16(entries.wrapping_mul(128).cast_signed());
+            let a = look_up_both(t, top);
+            let mut c = _mm256_add_epi8(a, a);
+            if let Some(second) = second {
+                c = _mm256_add_epi8(c, look_up_both(t, second));
+            }
+            Acc {
+                full: _mm256_add_epi16(acc.full, c),
+                odd: _mm256_add_epi16(acc.odd, _mm256_srli_epi16::<8>(c)),
+            }
+        })
+    }
+    #[inline(always)]
+    fn sums(self, acc: Acc, bias: u16) -> Sums {
+        op!({
+            let bias = _mm256_set1_epi16(bias.cast_signed());
             let even = _mm256_sub_epi16(acc.full, _mm256_slli_epi16::<8>(acc.odd));
             Sums { even: _mm256_sub_epi16(even, bias), odd: _mm256_sub_epi16(acc.odd, bias) }
         })
