@@ -5,6 +5,7 @@
 //! with 0.
 
 pub mod args;
+mod bandwidth;
 mod cache;
 pub mod catalog;
 mod cmd;
@@ -12,6 +13,7 @@ pub mod interrupt;
 mod load;
 pub mod places;
 pub mod pull;
+mod synthetic;
 mod talk;
 pub mod ui;
 
@@ -54,6 +56,9 @@ fn dispatch(verb: &Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Run(args) => cmd::run::run(args),
         Verb::Pull(args) => cmd::pull::pull(args),
+        Verb::Inspect(args) => cmd::inspect::inspect(args),
+        Verb::Bench(args) => cmd::bench::bench(args),
+        Verb::Doctor(args) => cmd::doctor::doctor(args),
         other => anyhow::bail!("`lutite {}` is not in this build yet", other.name()),
     }
 }

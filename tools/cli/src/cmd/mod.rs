@@ -1,4 +1,7 @@
 //! The verbs: each takes its parsed flags and does the work.
 
+pub(crate) mod bench;
+pub(crate) mod doctor;
+pub(crate) mod inspect;
 pub(crate) mod pull;
 pub(crate) mod run;
