@@ -132,7 +132,7 @@ fn run(
     let size: usize = Gguf::parse(&source.bytes)?.tensors().iter().map(|t| t.data.len()).sum();
     let mut rows = Vec::new();
     for test in tests {
-        ui::note(format_args!("{name}: {} with {threads} threads", test.name()));
+        ui::note(format_args!("{name}: {}, threads: {threads}", test.name()));
         let samples = samples(&mut model, *test, args.repetitions.get())?;
         rows.push(Row {
             model: name.to_owned(),
