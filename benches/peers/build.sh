@@ -3,9 +3,9 @@
 #
 #   benches/peers/build.sh [FOLDER]      default: target/peers
 #
-# The package is compiled here for this machine's own instructions (GGML_NATIVE, llama.cpp's default), which takes a C++
-# compiler and some 10 to 30 minutes on two cores. A folder that has the right version already is left as it is. Not
-# part of CI.
+# The package is compiled here for this machine's own instructions (GGML_NATIVE, llama.cpp's default), which
+# takes a C++ compiler and some 10 to 30 minutes on two cores. A folder that has the right version already is
+# left as it is. Not part of CI.
 set -eu
 
 version=0.3.36

@@ -68,8 +68,8 @@ impl Isa {
         }
     }
 
-    /// The processor features that tiers are made of, present ones and future ones, and whether this machine has
-    /// them: for a person who wonders why a tier was not taken.
+    /// The processor features that tiers are made of, present ones and future ones, and whether this machine
+    /// has them: for a person who wonders why a tier was not taken.
     pub fn features() -> Vec<(&'static str, bool)> {
         #[cfg(target_arch = "x86_64")]
         macro_rules! has {

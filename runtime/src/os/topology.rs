@@ -135,7 +135,8 @@ pub struct LastLevelCache {
     pub count: usize,
 }
 
-/// Reads the size of the largest cache of CPU 0 and how many CPUs share it; `None` where the system does not tell.
+/// Reads the size of the largest cache of CPU 0 and how many CPUs share it; `None` where the system does not
+/// tell.
 pub fn last_level_cache() -> Option<LastLevelCache> {
     last_level_cache_at(Path::new("/"))
 }

@@ -1,7 +1,9 @@
-//! How fast this machine's memory can be read: the roof of decoding, which reads every weight for every token.
+//! How fast this machine's memory can be read: the roof of decoding, which reads every weight for every
+//! token.
 //!
-//! A pure-read loop over a buffer that no cache holds, on the same worker pool as the models. What counts is the
-//! fastest pass: a roof is what was possible, and a pass that another program disturbed says less about it.
+//! A pure-read loop over a buffer that no cache holds, on the same worker pool as the models. What counts is
+//! the fastest pass: a roof is what was possible, and a pass that another program disturbed says less about
+//! it.
 
 use crate::interrupt;
 use anyhow::Context;
@@ -27,8 +29,8 @@ pub(crate) struct ReadBandwidth {
 }
 
 impl ReadBandwidth {
-    /// Makes the buffer: 256 MiB or more, 8 times a last-level cache and twice all of them together, but no more than
-    /// a quarter of what memory is left.
+    /// Makes the buffer: 256 MiB or more, 8 times a last-level cache and twice all of them together, but no
+    /// more than a quarter of what memory is left.
     ///
     /// # Errors
     /// When the memory cannot be had.
@@ -71,8 +73,8 @@ impl ReadBandwidth {
     }
 }
 
-/// In 16 independent lanes, which the compiler keeps in 8 registers of the oldest vector extension: two loads per
-/// cycle, several times what memory delivers.
+/// In 16 independent lanes, which the compiler keeps in 8 registers of the oldest vector extension: two loads
+/// per cycle, several times what memory delivers.
 fn sum(words: &[u64]) -> u64 {
     let mut lanes = [0_u64; 16];
     for block in words.as_chunks::<16>().0 {

@@ -1,5 +1,5 @@
-//! Models of random weights in the shapes of real ones: for measuring speed where no file is at hand. How long a
-//! product takes does not depend on the weights' values.
+//! Models of random weights in the shapes of real ones: for measuring speed where no file is at hand. How
+//! long a product takes does not depend on the weights' values.
 
 use crate::args::{Bits, Synthetic};
 use crate::ui::Progress;
@@ -84,8 +84,8 @@ pub(crate) struct Recipe {
 }
 
 impl Recipe {
-    /// `bits` planes with parameters of kind hlq16 everywhere; without `bits` that is 2, and for SmolLM2 what exact
-    /// import makes of the file that is pulled.
+    /// `bits` planes with parameters of kind hlq16 everywhere; without `bits` that is 2, and for SmolLM2 what
+    /// exact import makes of the file that is pulled.
     ///
     /// # Errors
     /// Options that mean nothing together.
@@ -221,7 +221,8 @@ impl Recipe {
         Ok(Bytes::new(out.finish()?))
     }
 
-    /// The file, and beside it one tensor at a time while it is made: the table of token vectors is the largest.
+    /// The file, and beside it one tensor at a time while it is made: the table of token vectors is the
+    /// largest.
     fn bytes_in_memory(&self, matrices: &[PackedInfo]) -> u64 {
         let s = self.sizes;
         let table = if s.tied { 0 } else { q4_0_bytes(s.dim * s.vocab) as u64 };
@@ -259,8 +260,8 @@ struct Fill {
 }
 
 impl Fill {
-    /// One matrix: random planes, and scales for which a product of unit inputs has about unit variance, so that
-    /// all numbers stay in range through any number of layers.
+    /// One matrix: random planes, and scales for which a product of unit inputs has about unit variance, so
+    /// that all numbers stay in range through any number of layers.
     fn matrix(&mut self, info: &PackedInfo, out: &mut GgufStream) -> anyhow::Result<()> {
         let parameters = parameters(info);
         for (i, (name, ty, dims)) in info.tensors().iter().enumerate() {
@@ -361,6 +362,19 @@ mod tests {
         // 2 planes, and 3 f16 for 128 weights.
         let weights: usize = recipe.matrices().iter().map(|i| i.shape.rows * i.shape.cols).sum();
         assert_eq!(recipe.bytes_per_token(), weights as u64 * 19 / 64);
+    }
+
+    #[test]
+    fn logits_are_finite_and_differ() {
+        use lutite_models::{OpenOptions, open};
+        use lutite_runtime::decode::{Decoder, Logits};
+        let recipe = Recipe::new(Synthetic::SmolLm2, Some(Bits::Planes(1)), Some(64)).unwrap();
+        let options =
+            OpenOptions { context: Some(8), ..OpenOptions::new(lutite_kernels::isa::Isa::detect()) };
+        let mut model = open::open(&recipe.build(2).unwrap(), &options).unwrap();
+        let logits = model.step(&[1, 2, 3, 4], Logits::Last).unwrap();
+        assert!(logits.iter().all(|x| x.is_finite()));
+        assert!(logits.iter().any(|x| (x - logits[0]).abs() > 0.1));
     }
 
     #[test]

@@ -26,7 +26,8 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<()> {
     let buffer = ReadBandwidth::new()?;
     let bandwidth = (buffer.measure(1)?, buffer.measure(workers)?);
     drop(buffer);
-    // The two models whose speed people ask for first: the catalog's default, and the largest for a small machine.
+    // The two models whose speed people ask for first: the catalog's default, and the largest for a small
+    // machine.
     let smollm2 = Recipe::new(Synthetic::SmolLm2, None, None)?.bytes_per_token();
     let seven_b = Recipe::new(Synthetic::Llama2_7b, Some(Bits::Planes(2)), Some(128))?.bytes_per_token();
     let reach =

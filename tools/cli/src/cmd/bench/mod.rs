@@ -1,7 +1,7 @@
 //! `lutite bench`: llama-bench's tests, and how near to the memory's speed they come.
 //!
-//! As in llama-bench, `ppN` feeds N random tokens in batches into an empty cache, `tgN` N random tokens one by one;
-//! what is timed is the steps alone, and a warm-up goes first.
+//! As in llama-bench, `ppN` feeds N random tokens in batches into an empty cache, `tgN` N random tokens one
+//! by one; what is timed is the steps alone, and a warm-up goes first.
 
 mod report;
 
@@ -178,8 +178,8 @@ fn feed(model: &mut Model, tokens: &[u32], step: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes that have to come from memory per token, on average over a test: each step reads all weights once, and the
-/// keys and values of all positions up to its last.
+/// Bytes that have to come from memory per token, on average over a test: each step reads all weights once,
+/// and the keys and values of all positions up to its last.
 fn bytes_per_token(model: &Model, test: Test) -> f64 {
     let kv = model.kv_shape();
     let position = kv.bytes() as f64 / kv.context as f64;
