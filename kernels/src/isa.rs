@@ -68,6 +68,25 @@ impl Isa {
         }
     }
 
+    /// The processor features that tiers are made of, present ones and future ones, and whether this machine
+    /// has them: for a person who wonders why a tier was not taken.
+    pub fn features() -> Vec<(&'static str, bool)> {
+        #[cfg(target_arch = "x86_64")]
+        macro_rules! has {
+            ($($f:tt),*) => { vec![$(($f, is_x86_feature_detected!($f))),*] };
+        }
+        #[cfg(target_arch = "x86_64")]
+        return has!["avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512vbmi", "avx512vnni"];
+        #[cfg(target_arch = "aarch64")]
+        macro_rules! has {
+            ($($f:tt),*) => { vec![$(($f, std::arch::is_aarch64_feature_detected!($f))),*] };
+        }
+        #[cfg(target_arch = "aarch64")]
+        return has!["neon", "fp16", "dotprod", "i8mm", "sve"];
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        return Vec::new();
+    }
+
     /// Runs a kernel on this tier.
     #[inline]
     pub(crate) fn run<K: Kernel>(self, k: K) -> K::Output {

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{add, tree};
-use lutite_runtime::os::topology::Topology;
+use lutite_runtime::os::topology::{LastLevelCache, Topology, last_level_cache_at};
 use tempfile::TempDir;
 
 const V2: (&str, &str) = (
@@ -40,6 +40,21 @@ fn raspberry_pi_5() {
     assert_eq!(pi.default_workers(), 4);
     assert_eq!(pi.worker_cpus(9), [0, 1, 2, 3]);
     assert_eq!(pi.to_string(), "4 cores at 100 %");
+}
+
+#[test]
+fn the_largest_cache_is_the_last() {
+    let first: &[_] = &[
+        ("cache/index0/size", "32K"),
+        ("cache/index0/shared_cpu_list", "0"),
+        ("cache/index2/size", "1024K"),
+        ("cache/index2/shared_cpu_list", "0"),
+        ("cache/index3/size", "32768K"),
+        ("cache/index3/shared_cpu_list", "0-1"),
+    ];
+    let found = last_level_cache_at(machine(&[first, &[], &[], &[]], &[]).path());
+    assert_eq!(found, Some(LastLevelCache { bytes: 32 << 20, count: 2 }));
+    assert_eq!(last_level_cache_at(machine(&NONE[..4], &[]).path()), None);
 }
 
 #[test]

@@ -202,14 +202,19 @@ impl Llama {
         layers.map(Linear::bytes).sum::<usize>() + self.net.head.bytes()
     }
 
+    /// Number of weights behind [`Llama::bytes_per_token`]: all but an untied table of token vectors.
+    pub fn weights_per_token(&self) -> usize {
+        let layers = self.net.layers.iter().flat_map(Layer::linears);
+        layers.chain([&self.net.head]).map(|l| l.rows() * l.cols()).sum()
+    }
+
     /// Number of weights in matrices, each counted once.
     pub fn parameters(&self) -> usize {
-        let n = |l: &Linear| l.rows() * l.cols();
         let table = match self.net.embedding {
             Embedding::Tied => 0,
-            Embedding::Rows { .. } => n(&self.net.head),
+            Embedding::Rows { .. } => self.net.head.rows() * self.net.head.cols(),
         };
-        self.net.layers.iter().flat_map(Layer::linears).map(n).sum::<usize>() + n(&self.net.head) + table
+        self.weights_per_token() + table
     }
 
     /// Formats of the matrices, e.g. `uniform q=4 g=32; head centered q=8 g=32`.

@@ -126,6 +126,38 @@ impl fmt::Display for Topology {
     }
 }
 
+/// The last-level cache of this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastLevelCache {
+    /// Size of one, in bytes.
+    pub bytes: u64,
+    /// How many there are, counted as if all were like that of CPU 0.
+    pub count: usize,
+}
+
+/// Reads the size of the largest cache of CPU 0 and how many CPUs share it; `None` where the system does not
+/// tell.
+pub fn last_level_cache() -> Option<LastLevelCache> {
+    last_level_cache_at(Path::new("/"))
+}
+
+/// As [`last_level_cache`], from the `sys` folder under `root`.
+pub fn last_level_cache_at(root: &Path) -> Option<LastLevelCache> {
+    let sys = root.join("sys/devices/system/cpu");
+    let cache = |i: usize| {
+        let dir = sys.join(format!("cpu0/cache/index{i}"));
+        // Always in KiB, as `32768K`.
+        let kib = text(&dir.join("size"))?.strip_suffix('K')?.parse::<u64>().ok()?;
+        let sharers =
+            text(&dir.join("shared_cpu_list")).and_then(|l| parse_cpu_list(&l)).map_or(1, |l| l.len());
+        Some((kib.checked_mul(1024)?, sharers.max(1)))
+    };
+    // No processor has as many as 8 kinds of cache.
+    let (bytes, sharers) = (0..8).filter_map(cache).max()?;
+    let online = text(&sys.join("online")).and_then(|list| parse_cpu_list(&list)).map_or(1, |l| l.len());
+    Some(LastLevelCache { bytes, count: online.div_ceil(sharers) })
+}
+
 /// Keeps only CPUs that are in `other`, unless none would be left: then `other` is misread or outdated.
 fn narrow(cpus: &mut Vec<usize>, other: Option<&[usize]>) {
     if let Some(other) = other

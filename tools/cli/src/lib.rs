@@ -5,6 +5,7 @@
 //! with 0.
 
 pub mod args;
+mod bandwidth;
 mod cache;
 pub mod catalog;
 mod cmd;
@@ -12,6 +13,7 @@ pub mod interrupt;
 mod load;
 pub mod places;
 pub mod pull;
+mod synthetic;
 mod talk;
 pub mod ui;
 
@@ -56,6 +58,9 @@ fn dispatch(verb: &Verb) -> anyhow::Result<()> {
         Verb::Chat(args) => cmd::chat::chat(args),
         Verb::Quantize(args) => cmd::quantize::quantize(args),
         Verb::Pull(args) => cmd::pull::pull(args),
+        Verb::Inspect(args) => cmd::inspect::inspect(args),
+        Verb::Bench(args) => cmd::bench::bench(args),
+        Verb::Doctor(args) => cmd::doctor::doctor(args),
         other => anyhow::bail!("`lutite {}` is not in this build yet", other.name()),
     }
 }

@@ -33,7 +33,17 @@ pub(crate) fn find_packed(named: &str, threads: usize, in_memory: bool) -> anyho
     if is_packed(&source.path, &source.bytes)? {
         return Ok(source);
     }
-    let bytes = cache::packed(&source.path, &source.bytes, &PackOptions::exact(), threads, in_memory)?;
+    pack(source, &PackOptions::exact(), threads, in_memory)
+}
+
+/// The packed form of a source.
+pub(crate) fn pack(
+    source: Source,
+    options: &PackOptions,
+    threads: usize,
+    in_memory: bool,
+) -> anyhow::Result<Source> {
+    let bytes = cache::packed(&source.path, &source.bytes, options, threads, in_memory)?;
     Ok(Source { path: source.path, bytes })
 }
 

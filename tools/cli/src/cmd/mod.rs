@@ -1,6 +1,9 @@
 //! The verbs: each takes its parsed flags and does the work.
 
+pub(crate) mod bench;
 pub(crate) mod chat;
+pub(crate) mod doctor;
+pub(crate) mod inspect;
 pub(crate) mod pull;
 pub(crate) mod quantize;
 pub(crate) mod run;

@@ -1,0 +1,190 @@
+//! `lutite bench`: llama-bench's tests, and how near to the memory's speed they come.
+//!
+//! As in llama-bench, `ppN` feeds N random tokens in batches into an empty cache, `tgN` N random tokens one
+//! by one; what is timed is the steps alone, and a warm-up goes first.
+
+mod report;
+
+use crate::args::{BenchArgs, Bits, EngineArgs};
+use crate::bandwidth::ReadBandwidth;
+use crate::interrupt;
+use crate::load::{self, Source};
+use crate::synthetic::{Random, Recipe};
+use crate::ui::{self, Answer};
+use lutite_models::{Model, Path};
+use lutite_quant::PackOptions;
+use lutite_runtime::decode::{Decoder, Logits};
+use lutite_runtime::os::memory;
+use lutite_runtime::store::Gguf;
+use report::Row;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Columns per group of a plain model that is packed with `--bits` but no `--group`: as `lutite quantize`.
+const DEFAULT_GROUP: usize = 32;
+
+/// Steps of a `tg` warm-up: caches, page tables and clocks are up by then.
+const WARM_STEPS: usize = 4;
+
+/// What is run again and again.
+#[derive(Clone, Copy, Debug)]
+enum Test {
+    /// Reads a prompt of this length.
+    Prompt(usize),
+    /// Writes an answer of this length.
+    Answer(usize),
+}
+
+impl Test {
+    /// As llama-bench calls it.
+    fn name(self) -> String {
+        match self {
+            Test::Prompt(n) => format!("pp{n}"),
+            Test::Answer(n) => format!("tg{n}"),
+        }
+    }
+    fn tokens(self) -> usize {
+        match self {
+            Test::Prompt(n) | Test::Answer(n) => n,
+        }
+    }
+    /// Tokens of a step.
+    fn step(self, model: &Model) -> usize {
+        match self {
+            Test::Prompt(_) => model.batch(),
+            Test::Answer(_) => 1,
+        }
+    }
+}
+
+pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
+    let tests: Vec<Test> = (args.n_prompt.iter().map(|n| Test::Prompt(*n as usize)))
+        .chain(args.n_gen.iter().map(|n| Test::Answer(*n as usize)))
+        .filter(|test| test.tokens() > 0)
+        .collect();
+    if tests.is_empty() {
+        anyhow::bail!("nothing to measure: -p and -n are both 0; give one a length");
+    }
+    let mut threads: Vec<usize> = args.threads.iter().map(|n| n.get() as usize).collect();
+    if threads.is_empty() {
+        threads.push(load::threads(None));
+    }
+    let (name, source) = source(args, threads.iter().copied().max().unwrap_or(1))?;
+    let mut rows = Vec::new();
+    for n in &threads {
+        rows.extend(run(args, &name, &source, *n, &tests)?);
+    }
+    // Only now, with the model given back, so that the buffer does not count as the model's memory.
+    drop(source);
+    let memory = ReadBandwidth::new()?;
+    for n in threads {
+        let bandwidth = memory.measure(n)?;
+        rows.iter_mut().filter(|row| row.threads == n).for_each(|row| row.read_bandwidth = bandwidth);
+    }
+    Answer::stdout().print(&report::print(&rows, args.output)?)
+}
+
+/// The model to measure, packed, and what to call it.
+fn source(args: &BenchArgs, threads: usize) -> anyhow::Result<(String, Source)> {
+    if let Some(which) = args.synthetic {
+        let recipe = Recipe::new(which, args.bits, args.group)?;
+        let bytes = recipe.build(threads)?;
+        return Ok((recipe.name(), Source { path: PathBuf::from(recipe.name()), bytes }));
+    }
+    let named = args.model.named();
+    let source = match (args.bits, args.group) {
+        (None, None) => load::find_packed(named, threads, args.no_cache)?,
+        (None, Some(_)) => {
+            anyhow::bail!("--group needs --bits: without, a model keeps the groups that it has")
+        }
+        (Some(bits), group) => {
+            let bits = match bits {
+                Bits::Exact => lutite_quant::Bits::Exact,
+                Bits::Planes(q) => lutite_quant::Bits::Planes(usize::from(q)),
+            };
+            let group = group.map_or(DEFAULT_GROUP, |g| g as usize);
+            let options = PackOptions { bits, group, ..PackOptions::exact() };
+            load::pack(load::find(named)?, &options, threads, args.no_cache)?
+        }
+    };
+    let name = source.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    Ok((name, source))
+}
+
+/// All tests with so many threads; the read bandwidth is not known yet.
+fn run(
+    args: &BenchArgs,
+    name: &str,
+    source: &Source,
+    threads: usize,
+    tests: &[Test],
+) -> anyhow::Result<Vec<Row>> {
+    let engine = EngineArgs {
+        threads: NonZeroU32::new(threads as u32),
+        batch_size: args.batch_size,
+        cache_type_k: args.cache_type_k,
+        cache_type_v: args.cache_type_v,
+        no_cache: args.no_cache,
+    };
+    let context = tests.iter().map(|t| t.tokens()).max();
+    let mut model = load::model(source, &load::options(&engine, context, Path::Lut)?)?;
+    let size: usize = Gguf::parse(&source.bytes)?.tensors().iter().map(|t| t.data.len()).sum();
+    let mut rows = Vec::new();
+    for test in tests {
+        ui::note(format_args!("{name}: {}, threads: {threads}", test.name()));
+        let samples = samples(&mut model, *test, args.repetitions.get())?;
+        rows.push(Row {
+            model: name.to_owned(),
+            size,
+            parameters: model.parameters(),
+            kernel: format!("{} {}", model.isa().name(), model.formats()),
+            bits_per_weight: model.bytes_per_token() as f64 * 8.0 / model.weights_per_token() as f64,
+            threads,
+            test: test.name(),
+            samples,
+            bytes_per_token: bytes_per_token(&model, *test),
+            read_bandwidth: 0.0,
+            peak_rss: memory::resident().map(|r| r.peak_bytes),
+        });
+    }
+    Ok(rows)
+}
+
+/// Tokens per second of each repetition.
+fn samples(model: &mut Model, test: Test, repetitions: u32) -> anyhow::Result<Vec<f64>> {
+    let vocab = model.vocab() as u64;
+    let mut random = Random::new(0);
+    let tokens: Vec<u32> = (0..test.tokens()).map(|_| (random.next() % vocab) as u32).collect();
+    let step = test.step(model);
+    let warm = tokens.len().min(if step == 1 { WARM_STEPS } else { step });
+    feed(model, &tokens[..warm], step)?;
+    (0..repetitions)
+        .map(|_| {
+            let start = Instant::now();
+            feed(model, &tokens, step)?;
+            Ok(tokens.len() as f64 / start.elapsed().as_secs_f64())
+        })
+        .collect()
+}
+
+/// Feeds tokens into an empty cache.
+fn feed(model: &mut Model, tokens: &[u32], step: usize) -> anyhow::Result<()> {
+    model.rewind(0);
+    for part in tokens.chunks(step) {
+        model.step(part, Logits::Last)?;
+        interrupt::check(interrupt::flag())?;
+    }
+    Ok(())
+}
+
+/// Bytes that have to come from memory per token, on average over a test: each step reads all weights once,
+/// and the keys and values of all positions up to its last.
+fn bytes_per_token(model: &Model, test: Test) -> f64 {
+    let kv = model.kv_shape();
+    let position = kv.bytes() as f64 / kv.context as f64;
+    let (tokens, step) = (test.tokens(), test.step(model));
+    let ends = (step..tokens).step_by(step).chain([tokens]);
+    let bytes: f64 = ends.map(|end| model.bytes_per_token() as f64 + end as f64 * position).sum();
+    bytes / tokens as f64
+}
