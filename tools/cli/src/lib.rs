@@ -9,6 +9,7 @@ mod cache;
 pub mod catalog;
 mod cmd;
 pub mod interrupt;
+pub mod judge;
 mod load;
 pub mod places;
 pub mod pull;
@@ -54,6 +55,8 @@ fn dispatch(verb: &Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Run(args) => cmd::run::run(args),
         Verb::Pull(args) => cmd::pull::pull(args),
+        Verb::Perplexity(args) => cmd::perplexity::perplexity(args),
+        Verb::Kl(args) => cmd::kl::kl(args),
         other => anyhow::bail!("`lutite {}` is not in this build yet", other.name()),
     }
 }
