@@ -1,7 +1,7 @@
 //! `perplexity` and `kl` as a person runs them, on a model of 260 thousand weights.
 
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 const MODEL: &str =

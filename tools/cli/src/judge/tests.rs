@@ -209,7 +209,7 @@ fn base_files_come_back() {
         let (path, cut, rows) = write(dir.path(), vocab);
         let bytes = std::fs::read(&path).unwrap();
         // llama.cpp: nv = 2 * ((n_vocab + 1) / 2) + 4 words of 16 bits.
-        let nv = 2 * ((vocab + 1) / 2) + 4;
+        let nv = 2 * vocab.div_ceil(2) + 4;
         assert_eq!(bytes.len(), 20 + 4 * 18 + 8 * nv * 2);
         assert_eq!(
             &bytes[..20],
