@@ -10,6 +10,7 @@ mod cache;
 pub mod catalog;
 mod cmd;
 pub mod interrupt;
+pub mod judge;
 mod load;
 pub mod places;
 pub mod pull;
@@ -61,6 +62,7 @@ fn dispatch(verb: &Verb) -> anyhow::Result<()> {
         Verb::Inspect(args) => cmd::inspect::inspect(args),
         Verb::Bench(args) => cmd::bench::bench(args),
         Verb::Doctor(args) => cmd::doctor::doctor(args),
-        other => anyhow::bail!("`lutite {}` is not in this build yet", other.name()),
+        Verb::Perplexity(args) => cmd::perplexity::perplexity(args),
+        Verb::Kl(args) => cmd::kl::kl(args),
     }
 }

@@ -14,7 +14,7 @@ mod verbs;
 pub use shared::{Bits, CacheType, EngineArgs, Limit, ModelArgs, SamplingArgs, Seed};
 pub use verbs::{
     BenchArgs, BenchFormat, ChatArgs, DoctorArgs, InspectArgs, KernelPath, KlArgs, Params, PerplexityArgs,
-    Protocol, PullArgs, QuantizeArgs, RunArgs, Synthetic, TalkArgs,
+    Protocol, PullArgs, QuantizeArgs, RunArgs, Synthetic, TalkArgs, TextArgs,
 };
 
 use crate::places;
@@ -140,6 +140,14 @@ fn parse_with(argv: impl IntoIterator<Item = OsString>, defaults: &Defaults) -> 
         Verb::Kl(args) if typed(given, "reference") => args.base = None,
         Verb::Bench(args) if typed(given, "name") || typed(given, "model") => args.synthetic = None,
         _ => {}
+    }
+    let checked = match &verb {
+        Verb::Perplexity(args) => args.check(),
+        Verb::Kl(args) => args.check(),
+        _ => Ok(()),
+    };
+    if let Err(message) = checked {
+        return Err(usage(ErrorKind::ArgumentConflict, message.to_owned()));
     }
     if let Some(Err(error)) = verb.sampling().map(SamplingArgs::check) {
         return Err(usage(ErrorKind::ValueValidation, error.to_string()));

@@ -93,6 +93,11 @@ fn the_tools() {
     assert_eq!((perplexity.text.context(), perplexity.text.chunks), (256, Limit(Some(4))));
     assert_eq!(verb!(Kl, parse_line("kl a.gguf -f a.txt")).reference, "plain");
     assert!(verb!(Kl, parse_line("kl a.gguf -f a.txt --base x.kld")).base.is_some());
+    assert!(verb!(Kl, parse_line("kl a.gguf --kl-divergence-base x.kld")).text.file.is_none());
+    for spelling in ["--save-base", "--kl-divergence-base", "--save-all-logits"] {
+        let line = format!("perplexity -f a.txt {spelling} x.kld");
+        assert!(verb!(Perplexity, parse_line(&line)).save_base.is_some());
+    }
 }
 
 #[test]
@@ -119,6 +124,9 @@ fn usage_errors() {
         "quantize a.gguf -o b.gguf --group 48",
         "perplexity a.gguf",
         "perplexity -f a.txt --protocol mine",
+        "perplexity -f a.txt --protocol papers --save-base b",
+        "perplexity -f a.txt --positions 9 --save-base b",
+        "kl a.gguf",
         "kl -f a.txt --base x --reference y",
         "bench --synthetic gpt5",
         "bench a.gguf --synthetic smollm2",
@@ -143,7 +151,10 @@ fn the_file_gives_defaults_that_flags_beat() {
     assert_eq!(verb!(Run, with_file(toml, "run x.gguf -r z")).talk.reverse_prompt, ["z"]);
     assert_eq!(verb!(Chat, with_file(toml, "chat")).engine.threads, None);
     assert_eq!(verb!(Bench, with_file(toml, "bench")).threads.len(), 2);
-    assert_eq!(verb!(Perplexity, with_file("file = 'x.txt'", "perplexity")).text.file.as_os_str(), "x.txt");
+    assert_eq!(
+        verb!(Perplexity, with_file("file = 'x.txt'", "perplexity")).text.file.unwrap().as_os_str(),
+        "x.txt"
+    );
 }
 
 #[test]

@@ -150,6 +150,9 @@ pub struct PerplexityArgs {
     /// Kernels to compute with
     #[arg(long, default_value = "lut")]
     pub path: KernelPath,
+    /// Also write a file of reference logits, for `kl --base` and llama-perplexity
+    #[arg(long, alias = "kl-divergence-base", alias = "save-all-logits", value_name = "FILE")]
+    pub save_base: Option<PathBuf>,
     /// How it is held and run.
     #[command(flatten)]
     pub engine: EngineArgs,
@@ -186,7 +189,7 @@ pub struct KlArgs {
 pub struct TextArgs {
     /// The text
     #[arg(short, long, value_name = "FILE")]
-    pub file: PathBuf,
+    pub file: Option<PathBuf>,
     /// `llama`: the second half of each chunk is scored, as llama-perplexity does; `papers`: all of each chunk
     #[arg(long, default_value = "llama")]
     pub protocol: Protocol,
@@ -196,9 +199,41 @@ pub struct TextArgs {
     /// Most chunks; -1 is all
     #[arg(long, value_name = "N", default_value = "-1", allow_negative_numbers = true)]
     pub chunks: Limit,
+    /// Most tokens to be scored; -1 is all
+    #[arg(long, value_name = "N", default_value = "-1", allow_negative_numbers = true)]
+    pub positions: Limit,
+}
+
+impl PerplexityArgs {
+    /// What makes no sense together.
+    pub(super) fn check(&self) -> Result<(), &'static str> {
+        self.text.check()?;
+        if self.save_base.is_some() && self.text.protocol != Protocol::Llama {
+            return Err(
+                "--save-base goes with --protocol llama: the file holds the second half of each chunk",
+            );
+        }
+        if self.save_base.is_some() && self.text.positions != Limit(None) {
+            return Err(
+                "--save-base cannot be used with --positions: the file holds whole chunks; use --chunks",
+            );
+        }
+        Ok(())
+    }
+}
+
+impl KlArgs {
+    /// What makes no sense together.
+    pub(super) fn check(&self) -> Result<(), &'static str> {
+        if self.base.is_some() { Ok(()) } else { self.text.check() }
+    }
 }
 
 impl TextArgs {
+    fn check(&self) -> Result<(), &'static str> {
+        if self.file.is_none() { Err("no text; give one with -f FILE") } else { Ok(()) }
+    }
+
     /// Tokens of a chunk.
     #[must_use]
     pub fn context(&self) -> u32 {

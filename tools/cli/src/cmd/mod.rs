@@ -3,7 +3,10 @@
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod doctor;
+mod evaluate;
 pub(crate) mod inspect;
+pub(crate) mod kl;
+pub(crate) mod perplexity;
 pub(crate) mod pull;
 pub(crate) mod quantize;
 pub(crate) mod run;

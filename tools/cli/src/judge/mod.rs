@@ -1,0 +1,8 @@
+//! Judging a model by the probabilities that it gives to a text: the mathematics behind `perplexity` and `kl`.
+
+pub mod base;
+pub mod protocol;
+pub mod score;
+pub mod stats;
+#[cfg(test)]
+mod tests;
