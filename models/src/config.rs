@@ -120,7 +120,9 @@ impl Config {
         }
         let eps = k.float("attention.layer_norm_rms_epsilon", 1e-5)?;
         if eps <= 0.0 || eps > 1.0 {
-            return Err(k.bad("attention.layer_norm_rms_epsilon", format!("{eps} is not above 0 and at most 1")));
+            return Err(
+                k.bad("attention.layer_norm_rms_epsilon", format!("{eps} is not above 0 and at most 1"))
+            );
         }
         let layers = k.size("block_count")?;
         if let Some(t) = gguf.tensors().iter().find(|t| layer_of(t.name).is_some_and(|i| i >= layers)) {

@@ -72,7 +72,10 @@ fn try_open(file: &[u8], o: &OpenOptions) -> Result<Model, String> {
     let peak = PEAK.get();
     // Held below zero, when something older was freed, is nothing held.
     let cap = BUDGET + 8 * len + (256 << 10);
-    assert!(peak <= cap || peak > usize::MAX / 2, "{peak} bytes held for a file of {len}, at most {cap} expected");
+    assert!(
+        peak <= cap || peak > usize::MAX / 2,
+        "{peak} bytes held for a file of {len}, at most {cap} expected"
+    );
     result.map_err(|e| e.to_string())
 }
 
@@ -180,7 +183,9 @@ fn every_tensor_missing_or_of_another_shape_is_named() {
         let without = |all: &mut Vec<Tensor>| all.retain(|t| t.0 != name);
         match try_open(&edit(&file, &[], without), &options()) {
             Ok(_) => assert_eq!(name, "rope_freqs.weight", "is not needed?"),
-            Err(message) if name == "token_embd.weight" => assert!(message.contains("token_embd"), "{message}"),
+            Err(message) if name == "token_embd.weight" => {
+                assert!(message.contains("token_embd"), "{message}")
+            }
             Err(message) => {
                 assert!(message.starts_with(&format!("GGUF tensor `{name}`: is missing")), "{message}");
             }
@@ -226,7 +231,10 @@ fn numbers_that_are_none() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for name in ["blk.1.ffn_norm.weight", "output_norm.weight"] {
             let message = tensors(|all| named(all, name).3[8..12].copy_from_slice(&bad.to_le_bytes()));
-            assert!(message.starts_with(&format!("tensor {name:?}: value 2 is {bad}, no finite")), "{message}");
+            assert!(
+                message.starts_with(&format!("tensor {name:?}: value 2 is {bad}, no finite")),
+                "{message}"
+            );
         }
         let message = tensors(|all| named(all, "rope_freqs.weight").3 = f32s(&[bad; 16]));
         assert!(message.contains("rope_freqs.weight"), "{message}");
@@ -246,14 +254,21 @@ fn numbers_that_are_none() {
 
 /// NaN and the infinities as f16.
 fn half(x: f32) -> [u8; 2] {
-    let bits: u16 = if x.is_nan() { 0x7e00 } else if x > 0.0 { 0x7c00 } else { 0xfc00 };
+    let bits: u16 = if x.is_nan() {
+        0x7e00
+    } else if x > 0.0 {
+        0x7c00
+    } else {
+        0xfc00
+    };
     bits.to_le_bytes()
 }
 
 #[test]
 fn contexts_that_do_not_fit() {
     let with = |context, available: Option<(u64, String)>| {
-        try_open(&seed(), &OpenOptions { context: Some(context), available, ..options() }).map(|m| m.context())
+        try_open(&seed(), &OpenOptions { context: Some(context), available, ..options() })
+            .map(|m| m.context())
     };
     let limited = || Some((BUDGET as u64, "this test".to_owned()));
     let message = with(100_000_000, limited()).unwrap_err();
@@ -271,12 +286,17 @@ fn contexts_that_do_not_fit() {
 #[test]
 fn tokens_outside_and_prompts_too_long() {
     let mut m = try_open(&seed(), &options()).unwrap();
-    assert!(m.step(&[512], Logits::Last).unwrap_err().to_string().contains("outside of the vocabulary of 512"));
+    assert!(
+        m.step(&[512], Logits::Last).unwrap_err().to_string().contains("outside of the vocabulary of 512")
+    );
     assert!(m.step(&[u32::MAX], Logits::Last).is_err());
     assert!(m.step(&[1; 9], Logits::Last).is_err() && m.step(&[], Logits::Last).is_err());
     assert_eq!(m.position(), 0);
     let message = m.check_room(65).unwrap_err().to_string();
-    assert!(message.starts_with("65 positions are needed, but the context has 64; shorten the prompt"), "{message}");
+    assert!(
+        message.starts_with("65 positions are needed, but the context has 64; shorten the prompt"),
+        "{message}"
+    );
 }
 
 /// Runs for 2 seconds, or for `LUTITE_FUZZ_SECONDS`. A failure prints the seed of the case; set

@@ -95,7 +95,23 @@ impl Rng {
 
 /// Numbers that counts, types and lengths are least prepared for.
 pub(crate) const NUMBERS: [u64; 18] = [
-    0, 1, 2, 3, 4, 8, 9, 12, 31, 64, 255, 1 << 16, 1 << 24, 1 << 31, u32::MAX as u64, 1 << 40, i64::MAX as u64,
+    0,
+    1,
+    2,
+    3,
+    4,
+    8,
+    9,
+    12,
+    31,
+    64,
+    255,
+    1 << 16,
+    1 << 24,
+    1 << 31,
+    u32::MAX as u64,
+    1 << 40,
+    i64::MAX as u64,
     u64::MAX,
 ];
 

@@ -125,13 +125,8 @@ fn pack(
             bar.set(done);
         }
     };
-    let job = PackJob {
-        source: &gguf,
-        source_hash: hash,
-        threads,
-        progress: &progress,
-        cancel: interrupt::flag(),
-    };
+    let job =
+        PackJob { source: &gguf, source_hash: hash, threads, progress: &progress, cancel: interrupt::flag() };
     let packed = match path {
         None => pack_in_memory(&plan, &job),
         Some(path) => pack_to_file(&plan, &job, path).map(|()| Vec::new()),

@@ -1,9 +1,9 @@
 //! What `run` and `chat` share: a model with its template, and one answer after another.
 
 use crate::args::{EngineArgs, SamplingArgs, TalkArgs};
+use crate::interrupt;
 use crate::load::{self, Source};
 use crate::ui::{self, Answer};
-use crate::interrupt;
 use anyhow::Context;
 use lutite_kernels::isa::Isa;
 use lutite_models::{ChatTemplate, Message, Model, Tokenizer};

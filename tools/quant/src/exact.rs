@@ -19,7 +19,9 @@ pub(crate) fn tile(j: &Job<'_>, bytes: &[u8], out: &mut TileOut<'_>) -> Result<V
     for (r, (row, codes)) in bytes.chunks_exact(row_bytes).zip(codes.chunks_exact_mut(cols)).enumerate() {
         uniform_row(j.source.ty, row, codes, &mut d, &mut m).map_err(|e| e.to_string())?;
         if let Some(x) = d.iter().chain(&m).find(|x| !x.is_finite()) {
-            return Err(format!("has a block with the scale {x}, no finite number; the file is damaged, fetch it again"));
+            return Err(format!(
+                "has a block with the scale {x}, no finite number; the file is damaged, fetch it again"
+            ));
         }
         let coefficients = j.info.kind.coefficients(j.info.planes);
         for g in 0..groups {

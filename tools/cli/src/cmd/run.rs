@@ -52,9 +52,7 @@ fn prompt(args: &RunArgs) -> anyhow::Result<String> {
 /// All of a text, which is called `what` in messages.
 fn read(from: impl Read, what: &str) -> anyhow::Result<String> {
     let mut bytes = Vec::new();
-    from.take(PROMPT_MAX_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .with_context(|| format!("cannot read {what}"))?;
+    from.take(PROMPT_MAX_BYTES + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {what}"))?;
     if bytes.len() as u64 > PROMPT_MAX_BYTES {
         anyhow::bail!("{what} has more than {} MiB; give a shorter one", PROMPT_MAX_BYTES >> 20);
     }

@@ -42,7 +42,10 @@ impl Here {
 
     /// `lutite run MODEL -p Once -n 4 --temp 0`, with more flags.
     fn run(&self, model: &str, more: &[&str]) -> Command {
-        let mut command = self.bare(&["run", model, "--temp", "0", "-t", "2"]);
+        let mut command = self.bare(&["run", model, "--temp", "0"]);
+        if !more.contains(&"-t") {
+            command.args(["-t", "2"]);
+        }
         if !more.iter().any(|a| ["-p", "-f", "-"].contains(a)) {
             command.args(["-p", "Once"]);
         }
@@ -64,7 +67,10 @@ impl Here {
     fn limited(&self, limit: &str, more: &[&str]) -> Said {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", &format!("ulimit {limit}; exec \"$0\" \"$@\"")]);
-        command.arg(env!("CARGO_BIN_EXE_lutite")).args(["run", "tiny.gguf", "-p", "Once", "-n", "4"]).args(more);
+        command
+            .arg(env!("CARGO_BIN_EXE_lutite"))
+            .args(["run", "tiny.gguf", "-p", "Once", "-n", "4"])
+            .args(more);
         command.env_clear().env("HOME", self.dir.path()).current_dir(self.dir.path()).stdin(Stdio::null());
         said(&mut command)
     }

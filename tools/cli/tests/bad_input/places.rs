@@ -40,7 +40,16 @@ fn a_full_disk() {
     };
     let folder = disk.0.join("packed");
     let message = fails(&mut run("tiny.gguf"));
-    holds(&message, &["cannot keep the packed tiny.gguf; set LUTITE_HOME", "--no-cache", "no room for ", "-exact.gguf: it needs ", " bytes (No space left on device"]);
+    holds(
+        &message,
+        &[
+            "cannot keep the packed tiny.gguf; set LUTITE_HOME",
+            "--no-cache",
+            "no room for ",
+            "-exact.gguf: it needs ",
+            " bytes (No space left on device",
+        ],
+    );
     assert_eq!(listed(&folder), [""; 0], "left behind");
     answers(run("tiny.gguf").arg("--no-cache"));
     // With room, the next run works.
@@ -65,7 +74,10 @@ fn a_cache_folder_that_cannot_be_written() {
     let here = Here::new();
     here.write("file", b"");
     let message = fails(here.run("tiny.gguf", &[]).env("LUTITE_HOME", here.path("file")));
-    holds(&message, &["cannot make the cache folder", "set LUTITE_HOME to another folder, or use --no-cache"]);
+    holds(
+        &message,
+        &["cannot make the cache folder", "set LUTITE_HOME to another folder, or use --no-cache"],
+    );
     let Some(disk) = Tmpfs::mount(here.path("disk"), "size=4m") else { return };
     let run = |model: &str| {
         let mut command = here.run(model, &[]);

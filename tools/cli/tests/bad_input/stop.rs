@@ -31,7 +31,11 @@ impl Running {
     fn wait_for(&mut self, folder: &Path, part: &str) {
         let end = Instant::now() + Duration::from_secs(60);
         while !listed(folder).iter().any(|n| n.contains(part)) {
-            assert!(Instant::now() < end && self.0.try_wait().unwrap().is_none(), "no {part} in time");
+            assert!(
+                Instant::now() < end && self.0.try_wait().unwrap().is_none(),
+                "no {part} in time, {:?}",
+                self.0.try_wait()
+            );
             sleep(Duration::from_millis(1));
         }
     }
