@@ -7,6 +7,7 @@ mod edit;
 use edit::{NUMBERS, Rng, Tensor, edit, mutate, quantize, reference};
 use lutite_kernels::ggml::GgmlType;
 use lutite_kernels::isa::Isa;
+use lutite_models::arch::llama::session_bytes;
 use lutite_models::{Model, OpenOptions, Path, open};
 use lutite_runtime::decode::{Decoder, Logits};
 use lutite_runtime::store::{Bytes, Gguf, Value};
@@ -297,6 +298,23 @@ fn tokens_outside_and_prompts_too_long() {
         message.starts_with("65 positions are needed, but the context has 64; shorten the prompt"),
         "{message}"
     );
+}
+
+/// What is said to be needed is what is taken: the memory check would mean nothing otherwise.
+#[test]
+fn the_estimate_covers_what_is_allocated() {
+    for (context, batch) in [(64, 1), (256, 64), (4096, 16), (100_000, 64)] {
+        let bytes = Bytes::new(seed());
+        let o = OpenOptions { context: Some(context), batch, available: None, ..options() };
+        HELD.set(0);
+        PEAK.set(0);
+        let m = open::open(&bytes, &o).unwrap();
+        let peak = PEAK.get();
+        let need = session_bytes(m.config(), m.kv_shape(), batch, 1);
+        // Beside it: the parsed header, norms, and one flag for each row and chunk of a buffer.
+        let cap = need.kv + need.activations + (128 << 10);
+        assert!(peak <= cap, "context {context}, batch {batch}: {peak} bytes, estimated {cap}");
+    }
 }
 
 /// Runs for 2 seconds, or for `LUTITE_FUZZ_SECONDS`. A failure prints the seed of the case; set

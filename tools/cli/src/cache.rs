@@ -42,7 +42,8 @@ pub(crate) fn packed(
         let packed = pack(source, bytes, hash(bytes)?, options, threads, None)?;
         return Ok(Bytes::new(packed));
     }
-    let folder = places::home()?.join("packed");
+    let home = places::home().with_context(|| format!("no folder to keep the packed model in; {WAY_OUT}"))?;
+    let folder = home.join("packed");
     fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make the cache folder {}; {WAY_OUT}", folder.display()))?;
     let (hash, stamp) = source_hash(source, bytes, &folder)?;

@@ -136,6 +136,9 @@ fn contexts_and_prompts_that_do_not_fit() {
     holds(&message, &["not enough memory", "bound by resource limit \"Max address space\""]);
     let (code, _, usage) = said(&mut here.run("tiny.gguf", &["-c", "5000000000"]));
     assert_eq!(code, Some(2), "{usage}");
+    let (code, _, usage) = said(&mut here.run("tiny.gguf", &["-t", "100000"]));
+    assert_eq!(code, Some(2), "{usage}");
+    holds(&usage, &["a number of threads from 1 to 1024"]);
     // The model's own, 512.
     let message = fails(&mut here.run("tiny.gguf", &["-c", "0", "-p", &"word ".repeat(600)]));
     holds(&message, &["but the context has 512;"]);
@@ -175,7 +178,7 @@ fn settings_that_are_none() {
     // Said before anything was packed.
     assert_eq!(here.cached(), [""; 0]);
     let message = fails(here.run("tiny.gguf", &[]).env_remove("HOME"));
-    holds(&message, &["neither LUTITE_HOME nor a home folder is set; set LUTITE_HOME"]);
+    holds(&message, &["--no-cache", "neither LUTITE_HOME nor a home folder is set; set LUTITE_HOME"]);
     answers(here.run("tiny.gguf", &["--no-cache"]).env_remove("HOME"));
     assert_eq!(here.cached(), [""; 0]);
 }
