@@ -55,7 +55,7 @@ pub(crate) fn quantize(tensors: &mut [Tensor]) {
         let mut x = vec![0.0f32; (shape[0] * shape[1]) as usize];
         dequantize_row(*ty, data, &mut x).unwrap();
         let (blocks, _) = x.as_chunks::<32>();
-        *data = blocks.iter().flat_map(|b| q8_0(b)).collect();
+        *data = blocks.iter().flat_map(q8_0).collect();
         *ty = GgmlType::Q8_0;
     }
 }

@@ -90,7 +90,7 @@ fn what_is_another_model() {
     holds(&scale, &["tensor \"blk.2.attn_k.weight\": has a block with the scale NaN", "fetch it again"]);
     let norm = refused(&[], &|all| {
         all.iter_mut().find(|t| t.0 == "output_norm.weight").unwrap().3[0..4]
-            .copy_from_slice(&[0, 0, 0x80, 0x7f])
+            .copy_from_slice(&[0, 0, 0x80, 0x7f]);
     });
     holds(&norm, &["tensor \"output_norm.weight\": value 0 is inf"]);
     let tokens = refused(&[("tokenizer.ggml.tokens", None)], &same);
