@@ -185,7 +185,7 @@ fn every_tensor_missing_or_of_another_shape_is_named() {
         match try_open(&edit(&file, &[], without), &options()) {
             Ok(_) => assert_eq!(name, "rope_freqs.weight", "is not needed?"),
             Err(message) if name == "token_embd.weight" => {
-                assert!(message.contains("token_embd"), "{message}")
+                assert!(message.contains("token_embd"), "{message}");
             }
             Err(message) => {
                 assert!(message.starts_with(&format!("GGUF tensor `{name}`: is missing")), "{message}");
