@@ -1,8 +1,9 @@
 //! A model's hyperparameters, read from GGUF metadata and checked before anything is allocated.
 
 use crate::error::{Error, Result};
+use lutite_kernels::ggml::dequantize_row;
 use lutite_kernels::ops::rope::{RopeConfig, RopeScaling};
-use lutite_runtime::store::{ARCH_PREFIX, Gguf};
+use lutite_runtime::store::{ARCH_PREFIX, Gguf, PackedInfo};
 
 /// Families that [`Config::read`] accepts.
 pub const ARCHITECTURES: [&str; 1] = ["llama"];
@@ -105,25 +106,60 @@ impl Config {
         if k.opt("expert_count")?.is_some_and(|n| n > 0) {
             return Err(k.bad("expert_count", "mixtures of experts are not supported yet"));
         }
-        let vocab = match gguf.tensor("token_embd.weight") {
-            Some(t) => usize::try_from(t.rows()).unwrap_or(usize::MAX),
-            None => k.opt("vocab_size")?.unwrap_or(0),
-        };
+        // So that the widths of q, k and v are sizes like the others; a head has at most 256 dimensions.
+        k.check("attention.head_count", heads.saturating_mul(head_dim))?;
+        let vocab = k.check("vocab_size", vocab(&k)?)?;
+        if let Some(tokens) = gguf.str_array("tokenizer.ggml.tokens")?
+            && tokens.len() > vocab
+        {
+            let why = format!(
+                "{} tokens, but the embedding has {vocab} rows; tokenizer and weights are of different models",
+                tokens.len()
+            );
+            return Err(Error::Config { key: "tokenizer.ggml.tokens".into(), why });
+        }
         let eps = k.float("attention.layer_norm_rms_epsilon", 1e-5)?;
+        if eps <= 0.0 || eps > 1.0 {
+            return Err(
+                k.bad("attention.layer_norm_rms_epsilon", format!("{eps} is not above 0 and at most 1"))
+            );
+        }
+        let layers = k.size("block_count")?;
+        if let Some(t) = gguf.tensors().iter().find(|t| layer_of(t.name).is_some_and(|i| i >= layers)) {
+            return Err(k.bad("block_count", format!("{layers}, but the file has the tensor {:?}", t.name)));
+        }
         Ok(Config {
             dim,
-            layers: k.size("block_count")?,
+            layers,
             heads,
             kv_heads,
             head_dim,
             ffn: k.size("feed_forward_length")?,
-            vocab: k.check("vocab_size", vocab)?,
+            vocab,
             context: k.size("context_length")?,
             eps,
             rope: rope(&k, head_dim)?,
             arch,
         })
     }
+}
+
+/// The layer that a tensor of this name belongs to.
+fn layer_of(name: &str) -> Option<usize> {
+    name.strip_prefix("blk.")?.split('.').next()?.parse().ok()
+}
+
+/// Rows of the embedding, wherever they are: plain, packed, or only told of.
+fn vocab(k: &Keys<'_, '_>) -> Result<usize> {
+    if let Some(t) = k.gguf.tensor("token_embd.weight") {
+        return Ok(usize::try_from(t.rows()).unwrap_or(usize::MAX));
+    }
+    for line in k.gguf.str_array("lutite.tensors")?.into_iter().flatten() {
+        if line.starts_with("token_embd ") {
+            return Ok(PackedInfo::parse(line).map_err(Error::Packed)?.shape.rows);
+        }
+    }
+    Ok(k.opt("vocab_size")?.unwrap_or(0))
 }
 
 /// Largest head that attention keeps in registers and on the stack.
@@ -141,10 +177,11 @@ fn rope(k: &Keys<'_, '_>, head_dim: usize) -> Result<RopeConfig> {
     let kind = k.gguf.str(&k.key("rope.scaling.type"))?;
     // Files from before `rope.scaling.*` carry a linear factor alone.
     let old = k.float("rope.scale_linear", 1.0)?;
-    let factor = f64::from(k.float("rope.scaling.factor", old)?);
-    if factor <= 0.0 {
-        return Err(k.bad("rope.scaling.factor", format!("{factor} is not above 0")));
-    }
+    let positive = |name: &str, default: f32| match k.float(name, default)? {
+        x if x > 0.0 => Ok(f64::from(x)),
+        x => Err(k.bad(name, format!("{x} is not above 0"))),
+    };
+    let factor = positive("rope.scaling.factor", old)?;
     let scaling = match kind {
         None if factor != 1.0 => RopeScaling::Linear { factor },
         None | Some("none") => RopeScaling::None,
@@ -152,9 +189,9 @@ fn rope(k: &Keys<'_, '_>, head_dim: usize) -> Result<RopeConfig> {
         Some("yarn") => RopeScaling::Yarn {
             factor,
             original_context: k.size("rope.scaling.original_context_length")? as f64,
-            beta_fast: f64::from(k.float("rope.scaling.yarn_beta_fast", 32.0)?),
-            beta_slow: f64::from(k.float("rope.scaling.yarn_beta_slow", 1.0)?),
-            attention: f64::from(k.float("rope.scaling.attn_factor", 1.0)?),
+            beta_fast: positive("rope.scaling.yarn_beta_fast", 32.0)?,
+            beta_slow: positive("rope.scaling.yarn_beta_slow", 1.0)?,
+            attention: positive("rope.scaling.attn_factor", 1.0)?,
         },
         Some(other) => {
             return Err(
@@ -166,7 +203,12 @@ fn rope(k: &Keys<'_, '_>, head_dim: usize) -> Result<RopeConfig> {
         None => Vec::new(),
         Some(t) => {
             let mut f = vec![0.0; dims / 2];
-            lutite_kernels::ggml::dequantize_row(t.ty, t.data, &mut f)?;
+            let bad = |why: String| Error::Tensor { name: t.name.to_owned(), why };
+            dequantize_row(t.ty, t.data, &mut f).map_err(|e| bad(e.to_string()))?;
+            // Frequencies are divided by them.
+            if let Some(x) = f.iter().find(|x| !x.is_finite() || **x <= 0.0) {
+                return Err(bad(format!("has the factor {x}, which is not above 0; the file is damaged")));
+            }
             f
         }
     };

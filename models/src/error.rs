@@ -53,6 +53,9 @@ pub enum Error {
     /// A packed file that this version cannot read.
     #[error("packed model file: {0}")]
     Packed(String),
+    /// A packed file that is not as it was written.
+    #[error("packed model file: it {0}; it is damaged: delete it and pack its source again")]
+    Damaged(String),
     /// A token that the vocabulary does not have.
     #[error("token {id} is outside of the vocabulary of {vocab}")]
     Token {

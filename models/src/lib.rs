@@ -8,10 +8,12 @@ mod error;
 mod linear;
 pub mod open;
 pub mod tokenizer;
+mod verify;
 mod weights;
 
 pub use chat::{ChatError, ChatTemplate, Message};
 pub use error::{Error, Result};
 pub use open::{Model, OpenOptions};
 pub use tokenizer::{Tokenizer, TokenizerError, TokenizerSpec, TokenizerWarning};
+pub use verify::verify;
 pub use weights::Path;

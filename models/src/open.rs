@@ -1,9 +1,10 @@
 //! From a file to a decoder.
 
-use crate::arch::llama::{Llama, Session, session_bytes};
+use crate::arch::llama::{self, Llama, Session, session_bytes};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::weights::{Path, Weights};
+use crate::verify::verify_on;
+use crate::weights::{Path, Weights, check_version, is_packed};
 use lutite_kernels::isa::Isa;
 use lutite_runtime::kv::{KvShape, KvType};
 use lutite_runtime::pool::{Pool, PoolConfig};
@@ -33,10 +34,13 @@ pub struct OpenOptions {
     pub kv: KvType,
     /// Bytes that the session may allocate beside its weights and which limit says so; `None` for no check.
     pub available: Option<(u64, String)>,
+    /// Whether a packed file is held against its checksums first, which reads all of it (some 10 ms for 100 MB that
+    /// are in the page cache). Without it a flipped bit is a wrong word.
+    pub verify: bool,
 }
 
 impl OpenOptions {
-    /// One worker on `isa`, tables, half-float KV, no memory check.
+    /// One worker on `isa`, tables, half-float KV, no memory check; verified.
     pub fn new(isa: Isa) -> OpenOptions {
         OpenOptions {
             isa,
@@ -46,12 +50,25 @@ impl OpenOptions {
             batch: DEFAULT_BATCH,
             kv: KvType::F16,
             available: None,
+            verify: true,
         }
     }
 }
 
 /// A decoder of any family.
 pub type Model = Llama;
+
+/// Checks that the file describes a whole model of a family that is built in, packed or not, and returns its
+/// hyperparameters. Reads no weights and allocates nothing of their size: for a look before a long task.
+///
+/// # Errors
+/// As [`open`], but for memory.
+pub fn check(bytes: &Bytes) -> Result<Config> {
+    let gguf = Gguf::parse(bytes)?;
+    let config = Config::read(&gguf)?;
+    llama::check(&config, &Weights::new(&gguf, bytes, Path::Plain)?)?;
+    Ok(config)
+}
 
 /// Makes a decoder of a model file's bytes.
 ///
@@ -60,6 +77,11 @@ pub type Model = Llama;
 /// memory; nothing large has been allocated then.
 pub fn open(bytes: &Bytes, o: &OpenOptions) -> Result<Model> {
     let gguf = Gguf::parse(bytes)?;
+    let mut pool = Pool::new(&PoolConfig { workers: o.workers, ..PoolConfig::default() })?;
+    if o.verify && is_packed(&gguf)? {
+        check_version(&gguf)?;
+        verify_on(&gguf, bytes, &mut pool)?;
+    }
     let config = Config::read(&gguf)?;
     let context = o.context.unwrap_or(config.context.min(DEFAULT_CONTEXT));
     let shape = KvShape {
@@ -76,19 +98,20 @@ pub fn open(bytes: &Bytes, o: &OpenOptions) -> Result<Model> {
         });
     }
     let batch = o.batch.clamp(1, context);
-    let need = session_bytes(&config, shape, batch, o.workers);
+    // The file before the memory: what a damaged file would need means nothing.
+    let weights = Weights::new(&gguf, bytes, o.path)?;
+    let loaded = llama::check(&config, &weights)?;
+    let need = session_bytes(&config, shape, batch, pool.workers());
     if let Some((available, bound)) = &o.available {
-        let needed = need.kv.saturating_add(need.activations) as u64;
+        let needed = (need.kv.saturating_add(need.activations) as u64).saturating_add(loaded);
         if needed > *available {
             return Err(Error::Memory {
-                what: format!("a context of {context} positions and its activations"),
+                what: format!("a context of {context} positions, its activations and what is not mapped"),
                 needed_mib: needed >> 20,
                 available_mib: available >> 20,
                 bound: bound.clone(),
             });
         }
     }
-    let weights = Weights::new(&gguf, bytes, o.path)?;
-    let pool = Pool::new(&PoolConfig { workers: o.workers, ..PoolConfig::default() })?;
     Llama::new(config, &weights, Session { isa: o.isa, pool, kv: shape, batch })
 }

@@ -3,7 +3,7 @@
 use crate::arch::llama::Embedding;
 use crate::error::{Error, Result};
 use crate::linear::{Linear, PackedWeights};
-use lutite_kernels::ggml::{GgmlType, dequantize_row};
+use lutite_kernels::ggml::{GgmlError, GgmlType, dequantize_row};
 use lutite_kernels::plain::PlainType;
 use lutite_runtime::store::{ARCH_PREFIX, Bytes, FORMAT_VERSION, Gguf, PackedInfo, TensorInfo, layout_tag};
 use std::collections::HashMap;
@@ -30,9 +30,8 @@ pub(crate) struct Weights<'a> {
 impl<'a> Weights<'a> {
     /// Reads the directory and checks that this version can read the packed part.
     pub(crate) fn new(gguf: &'a Gguf<'a>, bytes: &'a Bytes, path: Path) -> Result<Weights<'a>> {
-        let is_packed = gguf.str("general.architecture")?.is_some_and(|a| a.starts_with(ARCH_PREFIX));
         let mut packed = HashMap::new();
-        if is_packed {
+        if is_packed(gguf)? {
             check_version(gguf)?;
             for line in gguf.str_array("lutite.tensors")?.into_iter().flatten() {
                 let info = PackedInfo::parse(line).map_err(Error::Packed)?;
@@ -51,16 +50,35 @@ impl<'a> Weights<'a> {
         self.packed.contains_key(name) || self.gguf.tensor(&format!("{name}.weight")).is_some()
     }
 
+    /// Checks the matrix `name` and its bias as far as that costs no memory, and returns the bytes that
+    /// [`Weights::linear`] will allocate for them.
+    pub(crate) fn check_linear(&self, name: &str, rows: usize, cols: usize) -> Result<u64> {
+        let numbers = 4 * rows as u64 * cols as u64;
+        let bytes = match self.packed.get(name) {
+            Some(info) => {
+                self.packed(info, rows, cols)?;
+                if self.path == Path::Lut { 0 } else { numbers }
+            }
+            None => {
+                let t = self.matrix(&format!("{name}.weight"), rows, cols)?;
+                if plain_type(t.ty).is_some() { 0 } else { numbers }
+            }
+        };
+        let bias = format!("{name}.bias");
+        Ok(bytes + if self.gguf.tensor(&bias).is_some() { self.check_vector(&bias, rows)? } else { 0 })
+    }
+
     /// The matrix `name`, which must be `rows x cols`, with its bias if it has one.
     pub(crate) fn linear(&self, name: &str, rows: usize, cols: usize) -> Result<Linear> {
         let linear = match self.packed.get(name) {
             Some(info) => {
-                if (info.shape.rows, info.shape.cols) != (rows, cols) {
-                    let found = format!("{} x {}", info.shape.rows, info.shape.cols);
-                    return Err(shape_error(name, &format!("{rows} x {cols}"), &found));
+                let packed = self.packed(info, rows, cols)?;
+                if self.path == Path::Lut {
+                    packed
+                } else {
+                    let numbers = floats(name, rows, cols, |r, row| packed.row(r, row))?;
+                    Linear::plain(rows, cols, PlainType::F32, numbers)
                 }
-                let packed = self.packed(info)?;
-                if self.path == Path::Lut { packed } else { plain_from(&packed)? }
             }
             None => self.plain(&format!("{name}.weight"), rows, cols)?,
         };
@@ -71,27 +89,52 @@ impl<'a> Weights<'a> {
 
     /// The table of token vectors, `[vocab][dim]`, of a model whose head is another matrix.
     pub(crate) fn embedding(&self, vocab: usize, dim: usize) -> Result<Embedding> {
-        let t = self.gguf.require("token_embd.weight")?;
-        if t.shape() != [dim as u64, vocab as u64] {
-            return Err(shape_error(t.name, &format!("{dim} x {vocab}"), &format!("{:?}", t.shape())));
-        }
-        // Found out now, not at the first token.
-        dequantize_row(t.ty, &t.data[..t.data.len() / vocab], &mut vec![0.0; dim])?;
+        let t = self.matrix("token_embd.weight", vocab, dim)?;
         Ok(Embedding::Rows { ty: t.ty, bytes: self.part(t)? })
     }
 
-    /// A vector of `n` numbers as f32.
-    pub(crate) fn vector(&self, name: &str, n: usize) -> Result<Vec<f32>> {
+    /// As [`Weights::check_linear`], for [`Weights::vector`].
+    pub(crate) fn check_vector(&self, name: &str, n: usize) -> Result<u64> {
         let t = self.gguf.require(name)?;
         if t.shape() != [n as u64] {
             return Err(shape_error(name, &n.to_string(), &format!("{:?}", t.shape())));
         }
-        let mut out = vec![0.0; n];
-        dequantize_row(t.ty, t.data, &mut out)?;
-        Ok(out)
+        Ok(4 * n as u64)
     }
 
-    fn packed(&self, info: &PackedInfo) -> Result<Linear> {
+    /// A vector of `n` numbers as f32.
+    pub(crate) fn vector(&self, name: &str, n: usize) -> Result<Vec<f32>> {
+        self.check_vector(name, n)?;
+        let t = self.gguf.require(name)?;
+        let mut out = vec![0.0; n];
+        dequantize_row(t.ty, t.data, &mut out).map_err(|e| unreadable(t, &e))?;
+        // One such number in a norm or a bias spoils every token; said here, it has a name.
+        match out.iter().position(|x| !x.is_finite()) {
+            None => Ok(out),
+            Some(i) => {
+                let why = format!("value {i} is {}, no finite number; the file is damaged", out[i]);
+                Err(Error::Tensor { name: name.to_owned(), why })
+            }
+        }
+    }
+
+    /// The plain tensor of a matrix of `rows x cols`, of a type that can be read.
+    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<&TensorInfo<'a>> {
+        let t = self.gguf.require(name)?;
+        if t.shape() != [cols as u64, rows as u64] {
+            return Err(shape_error(name, &format!("[{cols}, {rows}]"), &format!("{:?}", t.shape())));
+        }
+        // Found out on one row now, not at the first token.
+        dequantize_row(t.ty, &t.data[..t.data.len() / rows], &mut vec![0.0; cols])
+            .map_err(|e| unreadable(t, &e))?;
+        Ok(t)
+    }
+
+    fn packed(&self, info: &PackedInfo, rows: usize, cols: usize) -> Result<Linear> {
+        if (info.shape.rows, info.shape.cols) != (rows, cols) {
+            let found = format!("[{}, {}]", info.shape.cols, info.shape.rows);
+            return Err(shape_error(&info.name, &format!("[{cols}, {rows}]"), &found));
+        }
         let get = |name: &str, ty: GgmlType| -> Result<Bytes> {
             let t = self.gguf.require(name)?;
             if t.ty != ty {
@@ -118,21 +161,15 @@ impl<'a> Weights<'a> {
     }
 
     fn plain(&self, name: &str, rows: usize, cols: usize) -> Result<Linear> {
-        let t = self.gguf.require(name)?;
-        if t.shape() != [cols as u64, rows as u64] {
-            return Err(shape_error(name, &format!("{cols} x {rows}"), &format!("{:?}", t.shape())));
+        let t = self.matrix(name, rows, cols)?;
+        if let Some(ty) = plain_type(t.ty) {
+            return Ok(Linear::plain(rows, cols, ty, self.part(t)?));
         }
-        let ty = match t.ty {
-            GgmlType::F32 => PlainType::F32,
-            GgmlType::F16 => PlainType::F16,
-            GgmlType::BF16 => PlainType::Bf16,
-            _ => {
-                let mut out = vec![0.0; rows * cols];
-                dequantize_row(t.ty, t.data, &mut out)?;
-                return Ok(Linear::plain(rows, cols, PlainType::F32, floats(&out)));
-            }
-        };
-        Ok(Linear::plain(rows, cols, ty, self.part(t)?))
+        let row_bytes = t.data.len() / rows;
+        let numbers = floats(name, rows, cols, |r, row| {
+            Ok(dequantize_row(t.ty, &t.data[r * row_bytes..(r + 1) * row_bytes], row)?)
+        })?;
+        Ok(Linear::plain(rows, cols, PlainType::F32, numbers))
     }
 
     fn part(&self, t: &TensorInfo<'_>) -> Result<Bytes> {
@@ -142,18 +179,44 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// Dequantizes bit planes to f32.
-fn plain_from(packed: &Linear) -> Result<Linear> {
-    let (rows, cols) = (packed.rows(), packed.cols());
-    let mut out = vec![0.0; rows * cols];
-    for (r, row) in out.chunks_exact_mut(cols).enumerate() {
-        packed.row(r, row)?;
+/// The types that are multiplied as they lie in the file.
+fn plain_type(ty: GgmlType) -> Option<PlainType> {
+    match ty {
+        GgmlType::F32 => Some(PlainType::F32),
+        GgmlType::F16 => Some(PlainType::F16),
+        GgmlType::BF16 => Some(PlainType::Bf16),
+        _ => None,
     }
-    Ok(Linear::plain(rows, cols, PlainType::F32, floats(&out)))
 }
 
-fn floats(x: &[f32]) -> Bytes {
-    Bytes::new(x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())
+/// `rows x cols` numbers as bytes of f32; `row(r, out)` writes one row.
+fn floats(
+    name: &str,
+    rows: usize,
+    cols: usize,
+    row: impl Fn(usize, &mut [f32]) -> Result<()>,
+) -> Result<Bytes> {
+    let mut all: Vec<u8> = Vec::new();
+    let size = rows.checked_mul(cols).and_then(|n| n.checked_mul(4));
+    if size.is_none_or(|size| all.try_reserve_exact(size).is_err()) {
+        let why = format!("{rows} x {cols} numbers of 4 bytes cannot be allocated");
+        return Err(Error::Tensor { name: name.to_owned(), why });
+    }
+    let mut numbers = vec![0.0; cols];
+    for r in 0..rows {
+        row(r, &mut numbers)?;
+        all.extend(numbers.iter().flat_map(|x| x.to_le_bytes()));
+    }
+    Ok(Bytes::new(all))
+}
+
+fn unreadable(t: &TensorInfo<'_>, e: &GgmlError) -> Error {
+    Error::Tensor { name: t.name.to_owned(), why: e.to_string() }
+}
+
+/// Whether the file holds bit planes.
+pub(crate) fn is_packed(gguf: &Gguf<'_>) -> Result<bool> {
+    Ok(gguf.str("general.architecture")?.is_some_and(|a| a.starts_with(ARCH_PREFIX)))
 }
 
 fn shape_error(name: &str, expected: &str, found: &str) -> Error {
@@ -161,7 +224,8 @@ fn shape_error(name: &str, expected: &str, found: &str) -> Error {
     Error::Tensor { name: name.to_owned(), why }
 }
 
-fn check_version(gguf: &Gguf<'_>) -> Result<()> {
+/// Checks that this version can read a packed file.
+pub(crate) fn check_version(gguf: &Gguf<'_>) -> Result<()> {
     let version = gguf.u32("lutite.version")?.unwrap_or(0);
     if version == 0 || version > FORMAT_VERSION {
         let why = format!(

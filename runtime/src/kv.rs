@@ -79,7 +79,8 @@ enum Slab {
 
 impl Slab {
     fn new(s: KvShape) -> Result<Slab, AllocError> {
-        let dim = s.context * s.head_dim;
+        // Saturated, it is more than any allocation: an error, not a small slab.
+        let dim = s.context.saturating_mul(s.head_dim);
         Ok(match s.ty {
             KvType::F16 => Slab::F16(SharedMat::new(s.heads, dim, dim.max(1))?),
             KvType::F32 => Slab::F32(SharedMat::new(s.heads, dim, dim.max(1))?),

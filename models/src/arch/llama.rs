@@ -29,18 +29,50 @@ use lutite_runtime::os::shared::SharedMat;
 use lutite_runtime::pool::{Pool, Worker};
 use lutite_runtime::store::Bytes;
 
-/// One transformer layer's weights.
+/// One transformer layer's weights, or what is said of each.
 #[derive(Debug)]
-struct Layer {
-    attn_norm: Vec<f32>, // [dim]
-    q: Linear,           // [heads * head_dim][dim]
-    k: Linear,           // [kv_heads * head_dim][dim]
-    v: Linear,           // [kv_heads * head_dim][dim]
-    o: Linear,           // [dim][heads * head_dim]
-    ffn_norm: Vec<f32>,  // [dim]
-    gate: Linear,        // [ffn][dim]
-    up: Linear,          // [ffn][dim]
-    down: Linear,        // [dim][ffn]
+struct Layer<M = Linear, V = Vec<f32>> {
+    attn_norm: V, // [dim]
+    q: M,         // [heads * head_dim][dim]
+    k: M,         // [kv_heads * head_dim][dim]
+    v: M,         // [kv_heads * head_dim][dim]
+    o: M,         // [dim][heads * head_dim]
+    ffn_norm: V,  // [dim]
+    gate: M,      // [ffn][dim]
+    up: M,        // [ffn][dim]
+    down: M,      // [dim][ffn]
+}
+
+impl<M, V> Layer<M, V> {
+    /// Layer `i` of what `matrix(name, rows, columns)` and `vector(name, length)` make of each tensor.
+    fn find(
+        c: &Config,
+        i: usize,
+        matrix: &impl Fn(&str, usize, usize) -> Result<M>,
+        vector: &impl Fn(&str, usize) -> Result<V>,
+    ) -> Result<Self> {
+        let name = |part: &str| format!("blk.{i}.{part}");
+        let (dim, ffn) = (c.dim, c.ffn);
+        let (q_dim, kv_dim) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        Ok(Layer {
+            attn_norm: vector(&name("attn_norm.weight"), dim)?,
+            q: matrix(&name("attn_q"), q_dim, dim)?,
+            k: matrix(&name("attn_k"), kv_dim, dim)?,
+            v: matrix(&name("attn_v"), kv_dim, dim)?,
+            o: matrix(&name("attn_output"), dim, q_dim)?,
+            ffn_norm: vector(&name("ffn_norm.weight"), dim)?,
+            gate: matrix(&name("ffn_gate"), ffn, dim)?,
+            up: matrix(&name("ffn_up"), ffn, dim)?,
+            down: matrix(&name("ffn_down"), dim, ffn)?,
+        })
+    }
+}
+
+impl Layer<u64, u64> {
+    fn sum(&self) -> u64 {
+        let matrices = [self.q, self.k, self.v, self.o, self.gate, self.up, self.down];
+        matrices.iter().sum::<u64>() + self.attn_norm + self.ffn_norm
+    }
 }
 
 impl Layer {
@@ -126,6 +158,34 @@ pub fn session_bytes(c: &Config, kv: KvShape, batch: usize, workers: usize) -> S
     SessionBytes { kv: kv.bytes(), activations }
 }
 
+/// Checks that every tensor is there, in the right shape and in a type that can be read, and returns the bytes
+/// that loading them will allocate beside the file's map. Allocates nothing of their size.
+pub(crate) fn check(c: &Config, w: &Weights<'_>) -> Result<u64> {
+    let matrix = |name: &str, rows, cols| w.check_linear(name, rows, cols);
+    let vector = |name: &str, n| w.check_vector(name, n);
+    let mut bytes = 0u64;
+    for i in 0..c.layers {
+        bytes = bytes.saturating_add(Layer::find(c, i, &matrix, &vector)?.sum());
+    }
+    let tied = is_tied(w);
+    if !tied {
+        w.embedding(c.vocab, c.dim)?;
+    }
+    let head = matrix(head_name(tied), c.vocab, c.dim)?;
+    Ok(bytes.saturating_add(head).saturating_add(vector(NORM, c.dim)?))
+}
+
+const NORM: &str = "output_norm.weight";
+
+/// Whether the embedding is the head as well.
+fn is_tied(w: &Weights<'_>) -> bool {
+    !w.has("output")
+}
+
+fn head_name(tied: bool) -> &'static str {
+    if tied { "token_embd" } else { "output" }
+}
+
 /// Everything but the weights that a session is made of.
 pub(crate) struct Session {
     pub(crate) isa: Isa,
@@ -135,7 +195,8 @@ pub(crate) struct Session {
 }
 
 impl Llama {
-    /// Loads the weights and makes a session's buffers. The caller has checked that they fit into memory.
+    /// Loads the weights and makes a session's buffers. The caller has [`check`]ed the file, and that it all fits into
+    /// memory.
     pub(crate) fn new(config: Config, w: &Weights<'_>, session: Session) -> Result<Llama> {
         let Session { isa, pool, kv, batch } = session;
         let c = &config;
@@ -146,25 +207,12 @@ impl Llama {
             l.set_workers(pool.workers());
             Ok(l)
         };
-        let layer = |i: usize| -> Result<Layer> {
-            let name = |part: &str| format!("blk.{i}.{part}");
-            Ok(Layer {
-                attn_norm: w.vector(&name("attn_norm.weight"), dim)?,
-                q: load(&name("attn_q"), q_dim, dim)?,
-                k: load(&name("attn_k"), kv_dim, dim)?,
-                v: load(&name("attn_v"), kv_dim, dim)?,
-                o: load(&name("attn_output"), dim, q_dim)?,
-                ffn_norm: w.vector(&name("ffn_norm.weight"), dim)?,
-                gate: load(&name("ffn_gate"), ffn, dim)?,
-                up: load(&name("ffn_up"), ffn, dim)?,
-                down: load(&name("ffn_down"), dim, ffn)?,
-            })
-        };
-        let layers = (0..c.layers).map(layer).collect::<Result<Vec<_>>>()?;
-        let tied = !w.has("output");
-        let head = load(if tied { "token_embd" } else { "output" }, c.vocab, dim)?;
+        let vector = |name: &str, n| w.vector(name, n);
+        let layers = (0..c.layers).map(|i| Layer::find(c, i, &load, &vector)).collect::<Result<Vec<_>>>()?;
+        let tied = is_tied(w);
+        let head = load(head_name(tied), c.vocab, dim)?;
         let embedding = if tied { Embedding::Tied } else { w.embedding(c.vocab, dim)? };
-        let norm = w.vector("output_norm.weight", dim)?;
+        let norm = w.vector(NORM, dim)?;
         let rope = Rope::new(&c.rope);
 
         let all = |pick: fn(&Layer) -> Vec<&Linear>| layers.iter().flat_map(pick).collect::<Vec<_>>();

@@ -22,6 +22,10 @@ pub const FORMAT_VERSION: u32 = 1;
 /// Prefix of `general.architecture` in packed files, so that other programs refuse them by name.
 pub const ARCH_PREFIX: &str = "lut-";
 
+/// Rows and columns of a packed matrix are below this: far above any model, and no product of the two with
+/// what belongs to a weight overflows.
+const MAX_SIDE: usize = 1 << 24;
+
 /// The layout's name and hash as written under `lutite.layout`.
 pub fn layout_tag() -> String {
     format!("{LAYOUT_ID} {LAYOUT_HASH:016x}")
@@ -70,6 +74,9 @@ impl PackedInfo {
         };
         if !(1..=MAX_PLANES).contains(&planes) || !GROUPS.contains(&group) || rows == 0 || cols == 0 {
             return Err(bad("planes must be 1 to 8, group 32, 64, 128 or 256, rows and cols above 0"));
+        }
+        if rows >= MAX_SIDE || cols >= MAX_SIDE {
+            return Err(bad("rows and cols must be below 16777216"));
         }
         let kind = kind.ok_or_else(|| bad("no kind"))?;
         let info = PackedInfo { name, kind, shape: PlaneShape { rows, cols }, planes, group };
@@ -166,7 +173,8 @@ mod tests {
             ("a kind=hlq8 rows=1 cols=1 planes=1 group=33", "group 32"),
             ("a kind=hlq8 rows=x cols=1 planes=1 group=32", "expected a number"),
             ("a kind=hlq8 rows=1 cols=1 planes=1 group=32 color=red", "unknown key"),
-            ("a kind=hlq8 rows=18446744073709551615 cols=99 planes=8 group=32", "address space"),
+            ("a kind=hlq8 rows=18446744073709551615 cols=99 planes=8 group=32", "below 16777216"),
+            ("a kind=hlq8 rows=9223372036854775808 cols=1 planes=1 group=32", "below 16777216"),
         ] {
             let e = PackedInfo::parse(line).unwrap_err();
             assert!(e.contains(why), "{e}");

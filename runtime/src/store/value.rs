@@ -165,6 +165,11 @@ impl<'a> ArrayView<'a> {
         self.len == 0
     }
 
+    /// The encoded elements, as they lie in the file.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// The type of every element.
     pub fn element_type(&self) -> ValueType {
         self.element

@@ -113,7 +113,7 @@ impl GgufWriter {
         let (head, total) = self.head()?;
         let (part, file) = Part::create(path)?;
         let out = Target::File(BufWriter::with_capacity(1 << 20, file), part);
-        self.stream(out, path, &head, total)
+        self.stream(out, path, head, total)
     }
 
     /// As [`begin`](Self::begin), to memory: [`GgufStream::finish`] returns the bytes.
@@ -124,10 +124,10 @@ impl GgufWriter {
         let alignment = self.alignment;
         self.put(ALIGNMENT_KEY, &alignment);
         let (head, total) = self.head()?;
-        self.stream(Target::Memory(Vec::new()), Path::new("(in memory)"), &head, total)
+        self.stream(Target::Memory(Vec::new()), Path::new("(in memory)"), head, total)
     }
 
-    fn stream(self, out: Target, path: &Path, head: &[u8], total: u64) -> Result<GgufStream> {
+    fn stream(self, out: Target, path: &Path, head: Vec<u8>, total: u64) -> Result<GgufStream> {
         // Where each value starts, behind its type: magic, version, two counts, then the entries.
         let mut at = 24;
         let values = self.entries.iter().map(|(key, value)| {
@@ -142,10 +142,12 @@ impl GgufWriter {
             alignment: self.alignment.into(),
             left: self.tensors.into_iter(),
             values,
+            head: Vec::new(),
             total,
             intact: true,
         };
-        stream.write(head)?;
+        stream.write(&head)?;
+        stream.head = head;
         Ok(stream)
     }
 
@@ -205,6 +207,8 @@ pub struct GgufStream {
     left: std::vec::IntoIter<Planned>,
     /// Key, offset in the file and length in bytes of each metadata value.
     values: Vec<(String, usize, usize)>,
+    /// Everything before the data, as it is in the file.
+    head: Vec<u8>,
     total: u64,
     /// False once a write failed: how much of it landed is unknown.
     intact: bool,
@@ -214,6 +218,11 @@ impl GgufStream {
     /// Size of the finished file in bytes.
     pub fn total_bytes(&self) -> u64 {
         self.total
+    }
+
+    /// All bytes before the tensors' data, as they now are in the file: what a checksum of them is made of.
+    pub fn head(&self) -> &[u8] {
+        &self.head
     }
 
     /// Writes the data of the next tensor, whole, in the layout of its type.
@@ -256,6 +265,7 @@ impl GgufStream {
                 found: "no such array".into(),
             });
         };
+        self.head[at..at + encoded.len()].copy_from_slice(&encoded);
         let done = match &mut self.out {
             Target::Memory(bytes) => {
                 bytes[at..at + encoded.len()].copy_from_slice(&encoded);
@@ -398,7 +408,8 @@ mod tests {
     /// Checksums are only known at the end: in a file and in memory they land in the header alike.
     #[test]
     fn announced_numbers_can_be_patched() {
-        let write = |begin: &dyn Fn(GgufWriter) -> GgufStream| {
+        let mut heads = Vec::new();
+        let mut write = |begin: &dyn Fn(GgufWriter) -> GgufStream| {
             let mut writer = GgufWriter::new();
             writer.set("first", "text").unwrap().set("sums", &[0u64; 3][..]).unwrap();
             writer.add_tensor("x", GgmlType::I8, &[100]).unwrap();
@@ -407,6 +418,7 @@ mod tests {
             assert!(stream.patch_u64s("sums", &[1]).is_err());
             assert!(stream.patch_u64s("other", &[1, 2, 3]).is_err());
             stream.patch_u64s("sums", &[1, 2, u64::MAX]).unwrap();
+            heads.push(stream.head().to_vec());
             stream.finish().unwrap()
         };
         let dir = tempfile::tempdir().unwrap();
@@ -414,6 +426,8 @@ mod tests {
         write(&|w| w.begin(&path).unwrap());
         let bytes = write(&|w| w.begin_in_memory().unwrap());
         assert_eq!(fs::read(&path).unwrap(), bytes);
+        assert_eq!(heads[0], bytes[..heads[0].len()]);
+        assert_eq!(heads[1], heads[0]);
         let gguf = crate::store::Gguf::parse(&bytes).unwrap();
         let sums: Vec<u64> = gguf.u64_array("sums").unwrap().unwrap().collect();
         assert_eq!(sums, [1, 2, u64::MAX]);

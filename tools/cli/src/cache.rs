@@ -3,21 +3,29 @@
 //! A packed file's name is its source's hash and size and the options, so that a changed source or a changed
 //! option never meets an old result. Hashing a large source at every start would cost more than starting:
 //! the hash is remembered under the source's path with its size and time of change.
+//!
+//! A file is made under a lock of its own, so that of two processes one packs and the other waits for it. What a
+//! killed process left under a temporary name is removed by the next one that packs: the lock tells that nobody is
+//! still writing it. A file that no longer matches its checksums is removed and packed again.
 
 use crate::ui::{self, Progress, Quit};
 use crate::{interrupt, places};
 use anyhow::Context;
 use lutite_quant::{Imatrix, PackJob, PackOptions, Plan, pack_in_memory, pack_to_file};
 use lutite_runtime::os::map::Map;
+use lutite_runtime::os::memory;
 use lutite_runtime::store::{Bytes, Gguf};
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::{SystemTime, UNIX_EPOCH};
-use xxhash_rust::xxh3::xxh3_64;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+/// The way out when the cache folder is the trouble.
+const WAY_OUT: &str = "set LUTITE_HOME to another folder, or use --no-cache to pack in memory";
 
 /// The packed form of `source`, whose bytes are mapped as `bytes`: from the cache if it is there, else made
-/// now and put there, or kept in memory only.
+/// now and put there, or kept in memory only. It has been held against its checksums.
 ///
 /// # Errors
 /// What the packer says; [`Quit::Interrupted`] after Ctrl-C. Nothing half-written is left behind.
@@ -28,53 +36,100 @@ pub(crate) fn packed(
     threads: usize,
     in_memory: bool,
 ) -> anyhow::Result<Bytes> {
+    // Before minutes are spent on packing what cannot be run.
+    lutite_models::open::check(bytes).with_context(|| format!("cannot load {}", source.display()))?;
     let gguf = Gguf::parse(bytes).with_context(|| format!("cannot read {}", source.display()))?;
     let plan = Plan::new(&gguf, options).with_context(|| format!("cannot pack {}", source.display()))?;
-    let packing = |hash| Packing { source, bytes, hash, imatrix: None, threads };
+    let packing = |hash| Packing { source, gguf: &gguf, hash, imatrix: None, threads, way_out: WAY_OUT };
     if in_memory {
-        return Ok(Bytes::new(pack(&packing(xxh3_64(bytes)), &plan, &gguf, None)?));
+        return Ok(Bytes::new(pack(&packing(hash(bytes)?), &plan, None)?));
     }
-    let folder = places::home()?.join("packed");
+    let home = places::home().with_context(|| format!("no folder to keep the packed model in; {WAY_OUT}"))?;
+    let folder = home.join("packed");
     fs::create_dir_all(&folder)
-        .with_context(|| format!("cannot make the cache folder {}; or use --no-cache", folder.display()))?;
-    let hash = source_hash(source, bytes, &folder)?;
+        .with_context(|| format!("cannot make the cache folder {}; {WAY_OUT}", folder.display()))?;
+    let (hash, stamp) = source_hash(source, bytes, &folder)?;
     let path = folder.join(format!("{hash:016x}-{}-{}.gguf", bytes.len(), options.tag()));
-    if !path.exists() {
-        pack(&packing(hash), &plan, &gguf, Some(&path))?;
+    let found = if path.exists() { usable(&path, threads)? } else { None };
+    let packed = match found {
+        Some(packed) => packed,
+        None => make(&packing(hash), &plan, &path)?,
+    };
+    if let Some(stamp) = stamp {
+        stamp.write();
     }
-    Ok(Bytes::new(Map::open(&path)?))
+    Ok(packed)
+}
+
+/// Maps a packed file of the cache; `None` if it is damaged or of another version.
+fn usable(path: &Path, threads: usize) -> anyhow::Result<Option<Bytes>> {
+    let checked = Map::open(path)
+        .map_err(anyhow::Error::new)
+        .and_then(|map| lutite_models::verify(&map, threads).map(|()| map).map_err(Into::into));
+    match checked {
+        Ok(map) => Ok(Some(Bytes::new(map))),
+        // Gone again, or not to be read: packing will say what is wrong with the folder.
+        Err(_) if !path.exists() => Ok(None),
+        Err(e) => {
+            ui::warn(format_args!("{}: {e}", path.display()));
+            ui::note("removing it from the cache and packing its source again");
+            fs::remove_file(path).with_context(|| format!("cannot remove {}; {WAY_OUT}", path.display()))?;
+            Ok(None)
+        }
+    }
+}
+
+/// Packs to `path` under its lock, unless another process has done so in the meantime.
+fn make(packing: &Packing<'_>, plan: &Plan<'_>, path: &Path) -> anyhow::Result<Bytes> {
+    let _lock = lock(path)?;
+    if path.exists()
+        && let Some(packed) = usable(path, packing.threads)?
+    {
+        return Ok(packed);
+    }
+    sweep(path);
+    pack(packing, plan, Some(path))?;
+    Ok(Bytes::new(Map::open(path)?))
 }
 
 /// What is packed, beside the plan.
 pub(crate) struct Packing<'a> {
     /// The source's name, for messages.
     pub(crate) source: &'a Path,
-    /// Its bytes.
-    pub(crate) bytes: &'a [u8],
-    /// xxh3-64 of these.
+    /// It, parsed.
+    pub(crate) gguf: &'a Gguf<'a>,
+    /// xxh3-64 of its bytes.
     pub(crate) hash: u64,
     /// Importance of columns, for fitted matrices.
     pub(crate) imatrix: Option<&'a Imatrix>,
     /// Threads to compute on.
     pub(crate) threads: usize,
+    /// What to do when the result cannot be written.
+    pub(crate) way_out: &'static str,
 }
 
 /// Packs to `path`, or to memory and returns the bytes, with a progress bar.
-pub(crate) fn pack(
-    p: &Packing<'_>,
-    plan: &Plan<'_>,
-    gguf: &Gguf<'_>,
-    path: Option<&Path>,
-) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn pack(p: &Packing<'_>, plan: &Plan<'_>, path: Option<&Path>) -> anyhow::Result<Vec<u8>> {
+    if path.is_none()
+        && let Some(m) = memory::available()
+        && plan.bytes() > m.bytes
+    {
+        let (need, have) = (plan.bytes() >> 20, m.bytes >> 20);
+        let by = m.bound_by;
+        anyhow::bail!(
+            "not enough memory: the packed weights need {need} MiB, but {have} MiB are available (bound by {by}); \
+             leave --no-cache out, and they are mapped from a file"
+        );
+    }
     let name = p.source.file_name().unwrap_or_default().to_string_lossy();
-    let bar = Mutex::new(Progress::bytes(&format!("packing {name}"), p.bytes.len() as u64));
+    let bar = Mutex::new(Progress::bytes(&format!("packing {name}"), plan.source_bytes()));
     let progress = |done: u64, _total: u64| {
         if let Ok(mut bar) = bar.lock() {
             bar.set(done);
         }
     };
     let job = PackJob {
-        source: gguf,
+        source: p.gguf,
         source_hash: p.hash,
         imatrix: p.imatrix,
         threads: p.threads,
@@ -87,28 +142,100 @@ pub(crate) fn pack(
     };
     packed.map_err(|e| match e {
         lutite_quant::Error::Interrupted => Quit::Interrupted.into(),
+        // Only the result is written to, and reading the source is no I/O but paging.
+        lutite_quant::Error::Runtime(e) => {
+            let (source, way_out) = (p.source.display(), p.way_out);
+            anyhow::Error::new(e).context(format!("cannot keep the packed {source}; {way_out}"))
+        }
         e => anyhow::Error::new(e).context(format!("cannot pack {}", p.source.display())),
     })
 }
 
-/// xxh3-64 of the source, remembered by path, size and time of change.
-fn source_hash(source: &Path, bytes: &Bytes, folder: &Path) -> anyhow::Result<u64> {
+/// Where the lock of a packed file is.
+fn lock_path(path: &Path) -> PathBuf {
+    path.with_file_name(format!(".{}.lock", path.file_name().unwrap_or_default().to_string_lossy()))
+}
+
+/// Waits until nobody else makes the file at `path`. The lock is gone with the value, and with the process.
+fn lock(path: &Path) -> anyhow::Result<File> {
+    let name = lock_path(path);
+    let lock =
+        File::create(&name).with_context(|| format!("cannot make the lock {}; {WAY_OUT}", name.display()))?;
+    let mut told = false;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::WouldBlock) => {
+                if !told {
+                    ui::note("another process is packing this model; waiting for it");
+                    told = true;
+                }
+                interrupt::check(interrupt::flag())?;
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            // Some network file systems have no locks. Two may then pack the same file, each under a temporary
+            // name of its own: a waste, no harm.
+            Err(TryLockError::Error(_)) => return Ok(lock),
+        }
+    }
+}
+
+/// Removes what killed processes left in the folder of `path`, whose lock is held. Failures are left to the next time.
+fn sweep(path: &Path) {
+    let Some(folder) = path.parent() else { return };
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some((of, _)) = name.to_str().and_then(|name| name.split_once(".part-")) else { continue };
+        let of = folder.join(of);
+        // Held until the file is removed. No lock, for whatever reason: somebody may be writing.
+        let other = if of == path { None } else { Some(File::create(lock_path(&of))) };
+        let idle = other.as_ref().is_none_or(|lock| lock.as_ref().is_ok_and(|lock| lock.try_lock().is_ok()));
+        if idle {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// A source's hash, to be remembered.
+struct Stamp {
+    path: PathBuf,
+    text: String,
+}
+
+impl Stamp {
+    /// Only a shortcut for the next time: a failure costs that one a hashing.
+    fn write(&self) {
+        if let Err(e) = fs::write(&self.path, &self.text) {
+            ui::warn(format_args!("cannot remember the checksum in {}: {e}", self.path.display()));
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// xxh3-64 of the source, and the stamp to write if it was not remembered by path, size and time of change.
+fn source_hash(source: &Path, bytes: &Bytes, folder: &Path) -> anyhow::Result<(u64, Option<Stamp>)> {
     let full = fs::canonicalize(source).with_context(|| format!("cannot find {}", source.display()))?;
     let changed = fs::metadata(&full).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
     let changed = changed.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     let state = format!("{} {} {changed}", full.display(), bytes.len());
-    let stamp: PathBuf = folder.join(format!("{:016x}.hash", xxh3_64(full.as_os_str().as_encoded_bytes())));
-    if let Ok(text) = fs::read_to_string(&stamp)
+    let path = folder.join(format!("{:016x}.hash", xxh3_64(full.as_os_str().as_encoded_bytes())));
+    if let Ok(text) = fs::read_to_string(&path)
         && let Some((hash, of)) = text.split_once(' ')
         && of == state
         && let Ok(hash) = u64::from_str_radix(hash, 16)
     {
-        return Ok(hash);
+        return Ok((hash, None));
     }
-    let hash = xxh3_64(bytes);
-    // Only a shortcut for the next time: a failure costs that one a hashing.
-    if let Err(e) = fs::write(&stamp, format!("{hash:016x} {state}")) {
-        ui::warn(format_args!("cannot remember the checksum in {}: {e}", stamp.display()));
+    let hash = hash(bytes)?;
+    Ok((hash, Some(Stamp { path, text: format!("{hash:016x} {state}") })))
+}
+
+/// xxh3-64, looking at Ctrl-C now and then: a large file on a slow disk takes minutes.
+fn hash(bytes: &[u8]) -> anyhow::Result<u64> {
+    let mut hash = Xxh3::new();
+    for part in bytes.chunks(16 << 20) {
+        interrupt::check(interrupt::flag())?;
+        hash.update(part);
     }
-    Ok(hash)
+    Ok(hash.digest())
 }

@@ -12,6 +12,11 @@ static REQUESTED: AtomicBool = AtomicBool::new(false);
 /// # Errors
 /// If the system does not let a handler be set.
 pub fn install() -> anyhow::Result<()> {
+    // Where a file may not grow further (`ulimit -f`), the system would kill the process before `write` can say so.
+    // With a handler, whatever it does, `write` fails and half-written files are removed.
+    #[cfg(unix)]
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, std::sync::Arc::default())
+        .context("cannot set a handler for SIGXFSZ")?;
     // The handler runs on a thread of its own, not inside the signal: printing and exiting are fine.
     ctrlc::set_handler(|| {
         if REQUESTED.swap(true, Ordering::Relaxed) {

@@ -18,20 +18,25 @@ pub(crate) struct Source {
     pub(crate) path: PathBuf,
     /// Its bytes, or those of its packed form.
     pub(crate) bytes: Bytes,
+    /// Whether the bytes have been held against their checksums.
+    pub(crate) verified: bool,
 }
 
 /// Finds the named model, pulling it if it is missing, and maps it.
 pub(crate) fn find(named: &str) -> anyhow::Result<Source> {
     let path = pull::locate(named, interrupt::flag())?;
     let bytes = Bytes::new(Map::open(&path)?);
-    Ok(Source { path, bytes })
+    Ok(Source { path, bytes, verified: false })
 }
 
 /// As [`find`], then packs it exactly if it is not packed: for the look-up path.
 pub(crate) fn find_packed(named: &str, threads: usize, in_memory: bool) -> anyhow::Result<Source> {
     let source = find(named)?;
     if is_packed(&source.path, &source.bytes)? {
-        return Ok(source);
+        // Now, so that the tokenizer and the template are not read from a damaged file.
+        lutite_models::verify(&source.bytes, threads)
+            .with_context(|| format!("cannot load {}", source.path.display()))?;
+        return Ok(Source { verified: true, ..source });
     }
     pack(source, &PackOptions::exact(), threads, in_memory)
 }
@@ -44,13 +49,22 @@ pub(crate) fn pack(
     in_memory: bool,
 ) -> anyhow::Result<Source> {
     let bytes = cache::packed(&source.path, &source.bytes, options, threads, in_memory)?;
-    Ok(Source { path: source.path, bytes })
+    Ok(Source { path: source.path, bytes, verified: true })
 }
 
 /// Whether the file holds bit planes.
 pub(crate) fn is_packed(path: &Path, bytes: &Bytes) -> anyhow::Result<bool> {
-    let gguf = Gguf::parse(bytes).with_context(|| format!("cannot read {}", path.display()))?;
+    let gguf = Gguf::parse(bytes).with_context(|| match safetensors(bytes) {
+        true => format!("{} is a safetensors file; convert the model to GGUF first", path.display()),
+        false => format!("cannot read {}", path.display()),
+    })?;
     Ok(gguf.str("general.architecture")?.is_some_and(|a| a.starts_with(ARCH_PREFIX)))
+}
+
+/// Whether the bytes start as a safetensors file does: the length of a JSON object, and that object.
+fn safetensors(bytes: &[u8]) -> bool {
+    let len = bytes.first_chunk().map(|len| u64::from_le_bytes(*len));
+    len.is_some_and(|len| len < bytes.len() as u64) && bytes.get(8) == Some(&b'{')
 }
 
 /// Worker threads that were asked for, or one for each big core within the CPU quota.
@@ -84,7 +98,8 @@ pub(crate) fn options(
 
 /// Makes the decoder.
 pub(crate) fn model(source: &Source, options: &OpenOptions) -> anyhow::Result<Model> {
-    open::open(&source.bytes, options).with_context(|| format!("cannot load {}", source.path.display()))
+    let options = OpenOptions { verify: options.verify && !source.verified, ..options.clone() };
+    open::open(&source.bytes, &options).with_context(|| format!("cannot load {}", source.path.display()))
 }
 
 /// Makes the tokenizer, saying what is odd about it.

@@ -5,6 +5,7 @@ use crate::interrupt;
 use crate::load::{self, Source};
 use crate::ui::{self, Answer};
 use anyhow::Context;
+use lutite_kernels::isa::Isa;
 use lutite_models::{ChatTemplate, Message, Model, Tokenizer};
 use lutite_runtime::decode::{Decoder, Finish, Outcome, Request, generate};
 use lutite_runtime::sample::Sampler;
@@ -33,6 +34,8 @@ impl Talk {
         engine: &EngineArgs,
         sampling: &SamplingArgs,
     ) -> anyhow::Result<Talk> {
+        // A wrong name is said before a model is pulled and packed.
+        Isa::from_env()?;
         let source = load::find_packed(named, load::threads(engine.threads), engine.no_cache)?;
         let gguf = Gguf::parse(&source.bytes)?;
         let config = lutite_models::config::Config::read(&gguf)

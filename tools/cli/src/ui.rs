@@ -67,11 +67,16 @@ pub fn warn(message: impl Display) {
     note(format_args!("warning: {message}"));
 }
 
-/// Says what stopped the work: the error and each of its causes on a line of its own.
+/// Says what stopped the work: the error and each of its causes on a line of its own, but for a cause that the line
+/// before has told already.
 pub fn error(error: &anyhow::Error) {
-    note(format_args!("error: {error}"));
-    for cause in error.chain().skip(1) {
-        note(format_args!("  {cause}"));
+    let mut said = error.to_string();
+    note(format_args!("error: {said}"));
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !said.contains(&cause) {
+            note(format_args!("  {cause}"));
+            said = cause;
+        }
     }
 }
 

@@ -4,12 +4,12 @@
 use crate::pack::TileOut;
 use crate::plan::Job;
 use half::f16;
-use lutite_kernels::ggml::{GgmlError, uniform_row};
+use lutite_kernels::ggml::uniform_row;
 use lutite_kernels::pack::ParamKind;
 use lutite_kernels::pack::p32::TILE_ROWS;
 
 /// Splits one tile's rows into codes, `[rows][cols]`, and writes their parameters.
-pub(crate) fn tile(j: &Job<'_>, bytes: &[u8], out: &mut TileOut<'_>) -> Result<Vec<u8>, GgmlError> {
+pub(crate) fn tile(j: &Job<'_>, bytes: &[u8], out: &mut TileOut<'_>) -> Result<Vec<u8>, String> {
     let (cols, groups) = (j.info.shape.cols, j.info.shape.groups(j.info.group));
     let rows = bytes.len() * j.info.shape.rows / j.source.data.len();
     let mut codes = vec![0u8; rows * cols];
@@ -17,7 +17,12 @@ pub(crate) fn tile(j: &Job<'_>, bytes: &[u8], out: &mut TileOut<'_>) -> Result<V
     let mut m = vec![f16::ZERO; if j.info.kind == ParamKind::Uniform { groups } else { 0 }];
     let row_bytes = bytes.len() / rows;
     for (r, (row, codes)) in bytes.chunks_exact(row_bytes).zip(codes.chunks_exact_mut(cols)).enumerate() {
-        uniform_row(j.source.ty, row, codes, &mut d, &mut m)?;
+        uniform_row(j.source.ty, row, codes, &mut d, &mut m).map_err(|e| e.to_string())?;
+        if let Some(x) = d.iter().chain(&m).find(|x| !x.is_finite()) {
+            return Err(format!(
+                "has a block with the scale {x}, no finite number; the file is damaged, fetch it again"
+            ));
+        }
         let coefficients = j.info.kind.coefficients(j.info.planes);
         for g in 0..groups {
             for (k, v) in [d.get(g), m.get(g)].into_iter().flatten().enumerate() {

@@ -7,7 +7,9 @@ use crate::imatrix::Imatrix;
 use crate::plan::{Job, Plan, Step};
 use lutite_kernels::ggml::dequantize_row;
 use lutite_kernels::pack::p32::{TILE_ROWS, pack_tile};
-use lutite_runtime::store::{ARCH_PREFIX, FORMAT_VERSION, Gguf, GgufStream, GgufWriter, layout_tag};
+use lutite_runtime::store::{
+    ARCH_PREFIX, FORMAT_VERSION, Gguf, GgufStream, GgufWriter, announce_checksums, layout_tag, seal_checksums,
+};
 use rayon::prelude::*;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -47,8 +49,6 @@ pub fn pack_in_memory(plan: &Plan<'_>, job: &PackJob<'_>) -> Result<Vec<u8>> {
     run(plan, job, writer.begin_in_memory()?, sums)
 }
 
-const CHECKSUMS: &str = "lutite.checksum.xxh3";
-
 /// Metadata and tensor descriptions; also the number of tensors.
 fn header(plan: &Plan<'_>, job: &PackJob<'_>) -> Result<(GgufWriter, usize)> {
     let mut w = GgufWriter::new();
@@ -81,7 +81,7 @@ fn header(plan: &Plan<'_>, job: &PackJob<'_>) -> Result<(GgufWriter, usize)> {
         }
     }
     w.set("lutite.tensors", lines.as_slice())?;
-    w.set(CHECKSUMS, vec![0u64; count].as_slice())?;
+    announce_checksums(&mut w, count)?;
     Ok((w, count))
 }
 
@@ -90,11 +90,7 @@ fn run(plan: &Plan<'_>, job: &PackJob<'_>, mut out: GgufStream, count: usize) ->
         .num_threads(job.threads)
         .build()
         .map_err(|e| Error::Options(format!("cannot start {} threads: {e}", job.threads)))?;
-    let source_bytes = |s: &Step<'_>| match s {
-        Step::Pack(j) => j.source.data.len() as u64,
-        Step::Copy(t) => t.data.len() as u64,
-    };
-    let total = plan.steps.iter().map(source_bytes).sum();
+    let total = plan.source_bytes();
     let done = AtomicU64::new(0);
     let advance = |bytes: u64| (job.progress)(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
     let mut sums = Vec::with_capacity(count);
@@ -118,7 +114,7 @@ fn run(plan: &Plan<'_>, job: &PackJob<'_>, mut out: GgufStream, count: usize) ->
             }
         }
     }
-    out.patch_u64s(CHECKSUMS, &sums)?;
+    seal_checksums(&mut out, &sums)?;
     Ok(out.finish()?)
 }
 
@@ -226,7 +222,7 @@ fn matrix(
         let bytes = &j.source.data[rows.start * row_bytes..rows.end * row_bytes];
         let failed = |why: String| Error::Tensor { name: j.source.name.to_owned(), why };
         let codes = if j.exact {
-            exact::tile(j, bytes, &mut out).map_err(|e| failed(e.to_string()))?
+            exact::tile(j, bytes, &mut out).map_err(failed)?
         } else {
             let mut w = vec![0.0; rows.len() * i.shape.cols];
             dequantize_row(j.source.ty, bytes, &mut w).map_err(|e| failed(e.to_string()))?;

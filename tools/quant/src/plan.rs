@@ -119,6 +119,15 @@ impl<'a> Plan<'a> {
         self.steps.iter().map(size).sum()
     }
 
+    /// Bytes of tensor data in the source.
+    pub fn source_bytes(&self) -> u64 {
+        let size = |s: &Step<'_>| match s {
+            Step::Pack(j) => j.source.data.len() as u64,
+            Step::Copy(t) => t.data.len() as u64,
+        };
+        self.steps.iter().map(size).sum()
+    }
+
     /// Bits per weight over all matrices of the result, copied ones included.
     pub fn bits_per_weight(&self) -> f64 {
         let (mut bits, mut weights) = (0.0, 0.0);

@@ -30,7 +30,7 @@ impl ModelArgs {
 #[derive(Args, Clone, Debug)]
 pub struct EngineArgs {
     /// Threads [default: one for each big core]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = threads)]
     pub threads: Option<NonZeroU32>,
     /// Tokens that are computed at once while the prompt is read
     #[arg(short, long, value_name = "N", default_value = "64")]
@@ -44,6 +44,14 @@ pub struct EngineArgs {
     /// Pack the weights in memory; leave nothing in the cache folder
     #[arg(long)]
     pub no_cache: bool,
+}
+
+/// More threads than any CPU has; as many stacks and barriers as that only take time.
+const THREADS_MAX: u32 = 1024;
+
+fn threads(text: &str) -> Result<NonZeroU32, String> {
+    let n = text.parse().ok().filter(|n: &NonZeroU32| n.get() <= THREADS_MAX);
+    n.ok_or_else(|| format!("a number of threads from 1 to {THREADS_MAX}"))
 }
 
 /// How the next token is chosen; the steps are in the order of the flags.

@@ -41,12 +41,13 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     let packing = Packing {
         source: &source.path,
-        bytes: &source.bytes,
+        gguf: &gguf,
         hash: xxh3_64(&source.bytes),
         imatrix: imatrix.as_ref(),
         threads: load::threads(args.threads),
+        way_out: "name another place with -o",
     };
-    cache::pack(&packing, &plan, &gguf, Some(&args.out_file))?;
+    cache::pack(&packing, &plan, Some(&args.out_file))?;
     ui::note(format_args!(
         "{}: {} from {}, {:.3} bits per weight, in {:.1} s",
         args.out_file.display(),

@@ -90,7 +90,7 @@ fn source(args: &BenchArgs, threads: usize) -> anyhow::Result<(String, Source)> 
     if let Some(which) = args.synthetic {
         let recipe = Recipe::new(which, args.bits, args.group)?;
         let bytes = recipe.build(threads)?;
-        return Ok((recipe.name(), Source { path: PathBuf::from(recipe.name()), bytes }));
+        return Ok((recipe.name(), Source { path: PathBuf::from(recipe.name()), bytes, verified: true }));
     }
     let named = args.model.named();
     let source = match (args.bits, args.group) {

@@ -1,0 +1,48 @@
+//! Whether a packed file is the one that was written.
+
+use crate::error::{Error, Result};
+use crate::weights::{check_version, is_packed};
+use lutite_runtime::pool::{Pool, PoolConfig};
+use lutite_runtime::store::{Gguf, tensor_checksums};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Holds a packed file against its checksums, on `workers` threads: reads all of it once. A file that is not
+/// packed has none and passes.
+///
+/// # Errors
+/// What is wrong with the container; [`Error::Packed`] for a format that this version cannot read;
+/// [`Error::Damaged`] with the first tensor whose data was changed.
+pub fn verify(bytes: &[u8], workers: usize) -> Result<()> {
+    let gguf = Gguf::parse(bytes)?;
+    if !is_packed(&gguf)? {
+        return Ok(());
+    }
+    check_version(&gguf)?;
+    verify_on(&gguf, bytes, &mut Pool::new(&PoolConfig { workers, ..PoolConfig::default() })?)
+}
+
+/// As [`verify`], for a packed file whose version has been checked.
+pub(crate) fn verify_on(gguf: &Gguf<'_>, bytes: &[u8], pool: &mut Pool) -> Result<()> {
+    let sums = tensor_checksums(gguf, bytes).map_err(Error::Damaged)?;
+    let tensors = gguf.tensors();
+    // The largest first, so that all workers finish at about the same time.
+    let mut order: Vec<usize> = (0..tensors.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(tensors[i].data.len()));
+    let first_bad = AtomicUsize::new(usize::MAX);
+    pool.run(|w| {
+        w.each(order.len(), |i| {
+            let i = order[i];
+            if xxh3_64(tensors[i].data) != sums[i] {
+                first_bad.fetch_min(i, Ordering::Relaxed);
+            }
+        });
+    });
+    match tensors.get(first_bad.into_inner()) {
+        None => Ok(()),
+        Some(t) => {
+            let at = format!("bytes {} to {}", t.offset, t.offset + t.data.len() as u64);
+            Err(Error::Damaged(format!("has a tensor `{}` ({at}) that does not match its checksum", t.name)))
+        }
+    }
+}
