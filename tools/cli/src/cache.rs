@@ -7,7 +7,7 @@
 use crate::ui::{self, Progress, Quit};
 use crate::{interrupt, places};
 use anyhow::Context;
-use lutite_quant::{PackJob, PackOptions, Plan, pack_in_memory, pack_to_file};
+use lutite_quant::{Imatrix, PackJob, PackOptions, Plan, pack_in_memory, pack_to_file};
 use lutite_runtime::os::map::Map;
 use lutite_runtime::store::{Bytes, Gguf};
 use std::fs;
@@ -28,9 +28,11 @@ pub(crate) fn packed(
     threads: usize,
     in_memory: bool,
 ) -> anyhow::Result<Bytes> {
+    let gguf = Gguf::parse(bytes).with_context(|| format!("cannot read {}", source.display()))?;
+    let plan = Plan::new(&gguf, options).with_context(|| format!("cannot pack {}", source.display()))?;
+    let packing = |hash| Packing { source, bytes, hash, imatrix: None, threads };
     if in_memory {
-        let packed = pack(source, bytes, xxh3_64(bytes), options, threads, None)?;
-        return Ok(Bytes::new(packed));
+        return Ok(Bytes::new(pack(&packing(xxh3_64(bytes)), &plan, &gguf, None)?));
     }
     let folder = places::home()?.join("packed");
     fs::create_dir_all(&folder)
@@ -38,43 +40,54 @@ pub(crate) fn packed(
     let hash = source_hash(source, bytes, &folder)?;
     let path = folder.join(format!("{hash:016x}-{}-{}.gguf", bytes.len(), options.tag()));
     if !path.exists() {
-        pack(source, bytes, hash, options, threads, Some(&path))?;
+        pack(&packing(hash), &plan, &gguf, Some(&path))?;
     }
     Ok(Bytes::new(Map::open(&path)?))
 }
 
-/// Packs to `path`, or to memory and returns the bytes.
-fn pack(
-    source: &Path,
-    bytes: &Bytes,
-    hash: u64,
-    options: &PackOptions,
-    threads: usize,
+/// What is packed, beside the plan.
+pub(crate) struct Packing<'a> {
+    /// The source's name, for messages.
+    pub(crate) source: &'a Path,
+    /// Its bytes.
+    pub(crate) bytes: &'a [u8],
+    /// xxh3-64 of these.
+    pub(crate) hash: u64,
+    /// Importance of columns, for fitted matrices.
+    pub(crate) imatrix: Option<&'a Imatrix>,
+    /// Threads to compute on.
+    pub(crate) threads: usize,
+}
+
+/// Packs to `path`, or to memory and returns the bytes, with a progress bar.
+pub(crate) fn pack(
+    p: &Packing<'_>,
+    plan: &Plan<'_>,
+    gguf: &Gguf<'_>,
     path: Option<&Path>,
 ) -> anyhow::Result<Vec<u8>> {
-    let gguf = Gguf::parse(bytes).with_context(|| format!("cannot read {}", source.display()))?;
-    let plan = Plan::new(&gguf, options).with_context(|| format!("cannot pack {}", source.display()))?;
-    let name = source.file_name().unwrap_or_default().to_string_lossy();
-    let bar = Mutex::new(Progress::bytes(&format!("packing {name}"), bytes.len() as u64));
+    let name = p.source.file_name().unwrap_or_default().to_string_lossy();
+    let bar = Mutex::new(Progress::bytes(&format!("packing {name}"), p.bytes.len() as u64));
     let progress = |done: u64, _total: u64| {
         if let Ok(mut bar) = bar.lock() {
             bar.set(done);
         }
     };
     let job = PackJob {
-        source: &gguf,
-        source_hash: hash,
-        threads,
+        source: gguf,
+        source_hash: p.hash,
+        imatrix: p.imatrix,
+        threads: p.threads,
         progress: &progress,
         cancel: interrupt::flag(),
     };
     let packed = match path {
-        None => pack_in_memory(&plan, &job),
-        Some(path) => pack_to_file(&plan, &job, path).map(|()| Vec::new()),
+        None => pack_in_memory(plan, &job),
+        Some(path) => pack_to_file(plan, &job, path).map(|()| Vec::new()),
     };
     packed.map_err(|e| match e {
         lutite_quant::Error::Interrupted => Quit::Interrupted.into(),
-        e => anyhow::Error::new(e).context(format!("cannot pack {}", source.display())),
+        e => anyhow::Error::new(e).context(format!("cannot pack {}", p.source.display())),
     })
 }
 

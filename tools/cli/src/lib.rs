@@ -53,6 +53,8 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(verb: &Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Run(args) => cmd::run::run(args),
+        Verb::Chat(args) => cmd::chat::chat(args),
+        Verb::Quantize(args) => cmd::quantize::quantize(args),
         Verb::Pull(args) => cmd::pull::pull(args),
         other => anyhow::bail!("`lutite {}` is not in this build yet", other.name()),
     }

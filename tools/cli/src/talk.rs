@@ -1,9 +1,9 @@
 //! What `run` and `chat` share: a model with its template, and one answer after another.
 
 use crate::args::{EngineArgs, SamplingArgs, TalkArgs};
+use crate::interrupt;
 use crate::load::{self, Source};
 use crate::ui::{self, Answer};
-use crate::interrupt;
 use anyhow::Context;
 use lutite_models::{ChatTemplate, Message, Model, Tokenizer};
 use lutite_runtime::decode::{Decoder, Finish, Outcome, Request, generate};
@@ -58,11 +58,6 @@ impl Talk {
             stops: talk.reverse_prompt.clone(),
             max_tokens: talk.predict.or(usize::MAX),
         })
-    }
-
-    /// Whether messages go through a template.
-    pub(crate) fn has_template(&self) -> bool {
-        self.template.is_some()
     }
 
     /// Answers a conversation, printing the answer as it comes, and returns its text.

@@ -2,11 +2,14 @@
 //! squares (stage B). See `docs/design.md` and `docs/format.md`.
 #![forbid(unsafe_code)]
 
+pub mod als;
 mod error;
 mod exact;
+pub mod imatrix;
 mod pack;
 mod plan;
 
 pub use error::{Error, Result};
+pub use imatrix::Imatrix;
 pub use pack::{PackJob, pack_in_memory, pack_to_file};
 pub use plan::{Bits, PackOptions, Plan};

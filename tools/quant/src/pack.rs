@@ -1,7 +1,9 @@
 //! Turns a planned model into a packed file, one tensor at a time.
 
+use crate::als::{FitSpec, fit_rows};
 use crate::error::{Error, Result};
 use crate::exact;
+use crate::imatrix::Imatrix;
 use crate::plan::{Job, Plan, Step};
 use lutite_kernels::ggml::dequantize_row;
 use lutite_kernels::pack::p32::{TILE_ROWS, pack_tile};
@@ -17,6 +19,8 @@ pub struct PackJob<'a> {
     pub source: &'a Gguf<'a>,
     /// xxh3-64 of the source file, recorded in the result.
     pub source_hash: u64,
+    /// Importance of input columns, for fitted matrices.
+    pub imatrix: Option<&'a Imatrix>,
     /// Threads to compute on.
     pub threads: usize,
     /// Called from any thread with bytes of source tensors done and in all.
@@ -105,7 +109,8 @@ fn run(plan: &Plan<'_>, job: &PackJob<'_>, mut out: GgufStream, count: usize) ->
                 advance(t.data.len() as u64);
             }
             Step::Pack(j) => {
-                let parts = pool.install(|| matrix(j, &advance, job.cancel))?;
+                let importance = importance(j, job.imatrix)?;
+                let parts = pool.install(|| matrix(j, importance, &advance, job.cancel))?;
                 for ((name, _, _), data) in j.info.tensors().iter().zip(&parts) {
                     out.tensor(name, data)?;
                     sums.push(xxh3_64(data));
@@ -116,6 +121,58 @@ fn run(plan: &Plan<'_>, job: &PackJob<'_>, mut out: GgufStream, count: usize) ->
     out.patch_u64s(CHECKSUMS, &sums)?;
     Ok(out.finish()?)
 }
+
+/// The matrix' column importances, if there are any.
+fn importance<'m>(j: &Job<'_>, imatrix: Option<&'m Imatrix>) -> Result<Option<&'m [f32]>> {
+    let found = imatrix.filter(|_| !j.exact).and_then(|m| m.importance(j.source.name));
+    match found {
+        Some(i) if i.len() != j.info.shape.cols => {
+            let why = format!(
+                "the importance matrix has {} columns for it, it has {}; use one made from this model",
+                i.len(),
+                j.info.shape.cols
+            );
+            Err(Error::Tensor { name: j.source.name.to_owned(), why })
+        }
+        other => Ok(other),
+    }
+}
+
+/// Stage B for one tile whose first row is `first`: fits `w`, writes the parameters, returns the codes.
+fn fitted(
+    j: &Job<'_>,
+    first: usize,
+    w: &[f32],
+    importance: Option<&[f32]>,
+    out: &mut TileOut<'_>,
+) -> Result<Vec<u8>> {
+    let i = &j.info;
+    let spec = FitSpec { planes: i.planes, group: i.group, kind: i.kind, iterations: ITERATIONS };
+    let fit = fit_rows(w, i.shape.cols, importance, &spec).map_err(|e| match e {
+        Error::Weight { row, col, value, limit } => Error::Weight { row: row + first, col, value, limit },
+        other => other,
+    });
+    let fit = fit.map_err(|e| Error::Tensor { name: j.source.name.to_owned(), why: e.to_string() })?;
+    // Both kinds go from [row][...] to [...][row]: a tile's 32 rows lie side by side.
+    let bytes = i.kind.coefficient_bytes();
+    let per_row = i.shape.groups(i.group) * spec.coefficients() * bytes;
+    for (r, row) in fit.params.chunks_exact(per_row).enumerate() {
+        for (k, value) in row.chunks_exact(bytes).enumerate() {
+            let at = (k * TILE_ROWS + r) * bytes;
+            out.params[at..at + bytes].copy_from_slice(value);
+        }
+    }
+    for (r, row) in fit.row_scales.chunks_exact(spec.coefficients()).enumerate() {
+        for (k, value) in row.iter().enumerate() {
+            let at = (k * TILE_ROWS + r) * 2;
+            out.row_scales[at..at + 2].copy_from_slice(&value.to_le_bytes());
+        }
+    }
+    Ok(fit.codes)
+}
+
+/// Most refits of a group; few need as many.
+const ITERATIONS: usize = 20;
 
 /// One tile of every tensor of a matrix.
 pub(crate) struct TileOut<'a> {
@@ -128,7 +185,12 @@ pub(crate) struct TileOut<'a> {
 }
 
 /// Packs one matrix: planes, parameters and row scales (if any), in the order of `PackedInfo::tensors`.
-fn matrix(j: &Job<'_>, advance: &(dyn Fn(u64) + Sync), cancel: &AtomicBool) -> Result<Vec<Vec<u8>>> {
+fn matrix(
+    j: &Job<'_>,
+    importance: Option<&[f32]>,
+    advance: &(dyn Fn(u64) + Sync),
+    cancel: &AtomicBool,
+) -> Result<Vec<Vec<u8>>> {
     let i = &j.info;
     let too_large = || Error::Tensor { name: i.name.clone(), why: "is larger than the address space".into() };
     let plane_bytes = i.shape.plane_bytes().ok_or_else(too_large)?;
@@ -168,7 +230,7 @@ fn matrix(j: &Job<'_>, advance: &(dyn Fn(u64) + Sync), cancel: &AtomicBool) -> R
         } else {
             let mut w = vec![0.0; rows.len() * i.shape.cols];
             dequantize_row(j.source.ty, bytes, &mut w).map_err(|e| failed(e.to_string()))?;
-            return Err(failed("x".into()));
+            fitted(j, rows.start, &w, importance, &mut out)?
         };
         pack_tile(i.shape, &codes, &mut out.planes)?;
         advance(bytes.len() as u64);

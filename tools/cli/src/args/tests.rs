@@ -85,8 +85,8 @@ fn the_tools() {
     assert_eq!(bench.threads.iter().map(|n| n.get()).collect::<Vec<_>>(), [1, 2]);
     assert_eq!((bench.output, bench.bits), (BenchFormat::Csv, Some(Bits::Planes(2))));
     let quantize =
-        verb!(Quantize, parse_line("quantize a.gguf -o b.gguf --bits exact --group 64 --params uniform"));
-    assert_eq!((quantize.bits, quantize.group, quantize.params), (Bits::Exact, 64, Params::Uniform));
+        verb!(Quantize, parse_line("quantize a.gguf -o b.gguf --bits exact --group 128 --params hlq16"));
+    assert_eq!((quantize.bits, quantize.group, quantize.params), (Bits::Exact, 128, Params::Hlq16));
     let perplexity = verb!(Perplexity, parse_line("perplexity -f a.txt --protocol papers --path plain"));
     assert_eq!((perplexity.text.context(), perplexity.path), (2048, KernelPath::Plain));
     let perplexity = verb!(Perplexity, parse_line("perplexity -f a.txt -c 256 --chunks 4"));

@@ -92,15 +92,15 @@ pub struct QuantizeArgs {
     #[arg(short, long, value_name = "OUT")]
     pub out_file: PathBuf,
     /// Bit planes: `exact` for the source's own, or 1 to 8
-    #[arg(long, value_name = "BITS", default_value = "4")]
+    #[arg(long, value_name = "BITS", default_value = "exact")]
     pub bits: Bits,
     /// Weights that share a set of scales: 32, 64, 128 or 256
-    #[arg(long, value_name = "N", default_value = "32", value_parser = group_parser())]
+    #[arg(long, value_name = "N", default_value = "64", value_parser = group_parser())]
     pub group: u32,
     /// How the scales are stored
     #[arg(long, value_name = "KIND", default_value = "hlq8")]
     pub params: Params,
-    /// Bit planes of the output layer [default: as --bits]
+    /// Bit planes of the output layer [default: the source's own if it is quantized, else --bits, 4 at least]
     #[arg(long, value_name = "BITS")]
     pub head_bits: Option<Bits>,
     /// Importance of inputs, as llama-imatrix writes it
@@ -122,8 +122,6 @@ pub enum Params {
     Hlq8,
     /// f16 each.
     Hlq16,
-    /// One scale and one offset for all planes.
-    Uniform,
 }
 
 /// `lutite inspect`

@@ -1,0 +1,67 @@
+//! `lutite quantize`: a packed file under a name of one's own.
+
+use crate::args::{Bits, Params, QuantizeArgs};
+use crate::cache::{self, Packing};
+use crate::{load, ui};
+use anyhow::Context;
+use lutite_kernels::pack::ParamKind;
+use lutite_quant::{Imatrix, PackOptions, Plan};
+use lutite_runtime::os::map::Map;
+use lutite_runtime::store::Gguf;
+use std::time::Instant;
+use xxhash_rust::xxh3::xxh3_64;
+
+pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
+    let source = load::find(&args.source)?;
+    let options = PackOptions {
+        bits: bits(args.bits),
+        head: args.head_bits.map(bits),
+        group: args.group as usize,
+        kind: match args.params {
+            Params::Hlq8 => ParamKind::Hlq8,
+            Params::Hlq16 => ParamKind::Hlq16,
+        },
+    };
+    let imatrix = match &args.imatrix {
+        None => None,
+        Some(file) => {
+            let context = || format!("cannot read the importance matrix {}", file.display());
+            Some(
+                Map::open(file)
+                    .map_err(anyhow::Error::from)
+                    .and_then(|m| Ok(Imatrix::read(&m)?))
+                    .with_context(context)?,
+            )
+        }
+    };
+    let gguf =
+        Gguf::parse(&source.bytes).with_context(|| format!("cannot read {}", source.path.display()))?;
+    let plan =
+        Plan::new(&gguf, &options).with_context(|| format!("cannot pack {}", source.path.display()))?;
+    let start = Instant::now();
+    let packing = Packing {
+        source: &source.path,
+        bytes: &source.bytes,
+        hash: xxh3_64(&source.bytes),
+        imatrix: imatrix.as_ref(),
+        threads: load::threads(args.threads),
+    };
+    cache::pack(&packing, &plan, &gguf, Some(&args.out_file))?;
+    ui::note(format_args!(
+        "{}: {} from {}, {:.3} bits per weight, in {:.1} s",
+        args.out_file.display(),
+        ui::megabytes(plan.bytes()),
+        ui::megabytes(source.bytes.len() as u64),
+        plan.bits_per_weight(),
+        start.elapsed().as_secs_f64(),
+    ));
+    Ok(())
+}
+
+/// The flag's value as the packer has it.
+pub(crate) fn bits(b: Bits) -> lutite_quant::Bits {
+    match b {
+        Bits::Exact => lutite_quant::Bits::Exact,
+        Bits::Planes(q) => lutite_quant::Bits::Planes(usize::from(q)),
+    }
+}

@@ -1,0 +1,139 @@
+//! From coefficients in f64 to those that a file holds.
+
+use half::f16;
+use lutite_kernels::pack::ParamKind;
+
+use super::group::{Coefs, Group, MAX_COEFS, MAX_LEVELS, Optimum, Solver};
+
+/// Times that coefficients are fitted anew to the codes that the stored levels led to.
+const ROUNDS: usize = 3;
+
+/// Largest int8 that is used: the range is symmetric.
+const INT8_MAX: f64 = 127.0;
+
+/// What a row's coefficients are rounded to.
+pub(super) enum Steps {
+    /// The nearest f16.
+    F16,
+    /// A multiple of an f16 per coefficient, in the order of [`Coefs`].
+    Int8([f16; MAX_COEFS]),
+}
+
+impl Steps {
+    /// For a row whose groups have these coefficients, in [`canonical`] form.
+    pub(super) fn of_row<const Q: usize>(groups: &[Coefs], kind: ParamKind) -> Steps {
+        if kind != ParamKind::Hlq8 {
+            return Steps::F16;
+        }
+        let mut steps = [f16::ZERO; MAX_COEFS];
+        for (k, step) in steps[..=Q].iter_mut().enumerate() {
+            let largest = groups.iter().fold(0.0, |m: f64, c| m.max(c[k].abs()));
+            *step = f16::from_f64(largest / INT8_MAX).min(f16::MAX);
+            // A step that was rounded down is kept while 127 of it are nearer to the largest than 128 would be.
+            // Among subnormals, or at 0, rounding loses more: take the next.
+            if (INT8_MAX + 0.5) * step.to_f64() < largest && *step < f16::MAX {
+                *step = f16::from_bits(step.to_bits() + 1);
+            }
+        }
+        Steps::Int8(steps)
+    }
+
+    /// The storable value nearest to coefficient `k` = `v`.
+    fn round(&self, k: usize, v: f64) -> f64 {
+        match self {
+            Steps::F16 => f16::from_f64(v).clamp(f16::MIN, f16::MAX).to_f64(),
+            Steps::Int8(steps) => self.int8(k, v) * steps[k].to_f64(),
+        }
+    }
+
+    fn int8(&self, k: usize, v: f64) -> f64 {
+        match self {
+            Steps::Int8(steps) if steps[k] > f16::ZERO => {
+                (v / steps[k].to_f64()).round().clamp(-INT8_MAX, INT8_MAX)
+            }
+            _ => 0.0,
+        }
+    }
+
+    /// The nearest storable coefficients in the metric of the normal equations, one after the other from the
+    /// largest scale to `z`: each makes up for what those before it lost (Babai's nearest plane).
+    fn round_all<const Q: usize>(&self, to: &Optimum) -> Coefs {
+        let (at, l) = (&to.at, &to.factor);
+        let mut c = [0.0; MAX_COEFS];
+        for k in (0..=Q).rev() {
+            let pull: f64 = (k + 1..=Q).map(|j| l[j][k] * (c[j] - at[j])).sum();
+            c[k] = self.round(k, at[k] - pull / l[k][k]);
+        }
+        c
+    }
+
+    /// Appends coefficients that [`fit_stored`] returned: scales, then `z`.
+    pub(super) fn write<const Q: usize>(&self, c: &Coefs, out: &mut Vec<u8>) {
+        for k in (1..=Q).chain([0]) {
+            match self {
+                Steps::F16 => out.extend_from_slice(&f16::from_f64(c[k]).to_le_bytes()),
+                Steps::Int8(_) => out.push((self.int8(k, c[k]) as i8).cast_unsigned()),
+            }
+        }
+    }
+
+    /// Appends the row's scales, those of scales and then that of `z`, if there are any.
+    pub(super) fn write_scales<const Q: usize>(&self, out: &mut Vec<u16>) {
+        if let Steps::Int8(steps) = self {
+            out.extend((1..=Q).chain([0]).map(|k| steps[k].to_bits()));
+        }
+    }
+}
+
+/// The same levels with planes in the order of their magnitudes and `z` the level nearest to zero: a flipped bit
+/// turns `(z, s)` into `(z + s, -s)`. That makes a row's groups alike and `z` small, so that int8 steps are small.
+pub(super) fn canonical<const Q: usize>(c: &Coefs) -> Coefs {
+    let mut out = *c;
+    out[1..=Q].sort_by(|a, b| a.abs().total_cmp(&b.abs()));
+    let mut levels = [out[0]; MAX_LEVELS];
+    for p in 0..Q {
+        for code in 0..1 << p {
+            levels[code | 1 << p] = levels[code] + out[p + 1];
+        }
+    }
+    let mut nearest = 0;
+    for code in 1..1 << Q {
+        if levels[code].abs() < levels[nearest].abs() {
+            nearest = code;
+        }
+    }
+    out[0] = levels[nearest];
+    for p in 0..Q {
+        if nearest >> p & 1 == 1 {
+            out[p + 1] = -out[p + 1];
+        }
+    }
+    out
+}
+
+/// The best storable coefficients found from `start` on, and the codes of `g` under them.
+pub(super) fn fit_stored<const Q: usize>(
+    solver: &mut Solver<Q>,
+    g: &Group<'_>,
+    start: &Coefs,
+    steps: &Steps,
+    codes: &mut [u8],
+) -> Coefs {
+    solver.set_levels(start);
+    solver.sort_levels();
+    solver.assign(g);
+    let mut next = solver.optimum(start);
+    let mut best = (f64::INFINITY, *start);
+    for _ in 0..ROUNDS {
+        let c = steps.round_all::<Q>(&next);
+        solver.set_stored_levels(&c);
+        let error = solver.assign(g);
+        if error >= best.0 {
+            break;
+        }
+        best = (error, c);
+        solver.write_assigned(g, codes);
+        next = solver.optimum(&c);
+    }
+    best.1
+}

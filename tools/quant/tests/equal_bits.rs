@@ -1,0 +1,170 @@
+//! The bit contract on a real model: every instruction set, any number of threads and any batch give the
+//! same logits, and they are close to those of the plain path. Needs `LUTITE_TEST_DATA`
+//! (tools/fetch-test-data.sh).
+
+use lutite_kernels::isa::Isa;
+use lutite_kernels::ops::softmax::log_sum_exp;
+use lutite_models::{Model, OpenOptions, Path, Tokenizer, open};
+use lutite_quant::{PackJob, PackOptions, Plan, pack_in_memory};
+use lutite_runtime::decode::{Decoder, Logits};
+use lutite_runtime::kv::KvType;
+use lutite_runtime::os::map::Map;
+use lutite_runtime::sample::argmax;
+use lutite_runtime::store::{Bytes, Gguf};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use xxhash_rust::xxh3::Xxh3;
+
+/// SmolLM2, and its exact packing.
+fn smollm2() -> Option<(Bytes, Bytes)> {
+    let Some(dir) = std::env::var_os("LUTITE_TEST_DATA").map(PathBuf::from) else {
+        assert!(std::env::var_os("CI").is_none(), "LUTITE_TEST_DATA must be set in CI");
+        eprintln!("SKIPPED: LUTITE_TEST_DATA is not set (tools/fetch-test-data.sh fills a folder for it)");
+        return None;
+    };
+    let source = Bytes::new(Map::open(dir.join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap());
+    let gguf = Gguf::parse(&source).unwrap();
+    let plan = Plan::new(&gguf, &PackOptions::exact()).unwrap();
+    let cancel = AtomicBool::new(false);
+    let job = PackJob {
+        source: &gguf,
+        source_hash: 0,
+        imatrix: None,
+        threads: 2,
+        progress: &|_, _| {},
+        cancel: &cancel,
+    };
+    let packed = Bytes::new(pack_in_memory(&plan, &job).unwrap());
+    Some((source, packed))
+}
+
+fn load(bytes: &Bytes, isa: Isa, workers: usize, batch: usize) -> Model {
+    let o = OpenOptions { workers, batch, context: Some(300), ..OpenOptions::new(isa) };
+    open::open(bytes, &o).unwrap()
+}
+
+const PROMPTS: [&str; 10] = [
+    "What is the capital of France?",
+    "Write a short story about a lighthouse keeper and a storm.",
+    "def fibonacci(n):\n    \"\"\"Return the n-th Fibonacci number.\"\"\"\n",
+    "Explain photosynthesis to a child in three sentences.",
+    "1, 1, 2, 3, 5, 8, 13,",
+    "Liste fünf Städte in Deutschland auf.",
+    "The quick brown fox jumps over the lazy dog. ",
+    "Translate to French: Good morning, my friend!",
+    "🚀 Launch checklist:\n1.",
+    "In 1492, Columbus",
+];
+
+/// Feeds the prompt and then `n` greedy tokens; returns them with a hash of all logits that chose them.
+fn greedy(m: &mut Model, prompt: &[u32], n: usize) -> (Vec<u32>, u64) {
+    m.rewind(0);
+    let mut hash = Xxh3::new();
+    let mut out = Vec::new();
+    let batch = m.batch();
+    let mut fed: Vec<u32> = prompt.to_vec();
+    for _ in 0..n {
+        let mut next = None;
+        for part in fed.chunks(batch) {
+            let logits = m.step(part, Logits::Last).unwrap();
+            next = argmax(logits);
+            logits.iter().for_each(|l| hash.update(&l.to_bits().to_le_bytes()));
+        }
+        fed = vec![next.unwrap()];
+        out.push(fed[0]);
+    }
+    (out, hash.digest())
+}
+
+/// Ten prompts, 200 greedy tokens each: the fast tier with one thread and with two, and the scalar tier.
+#[test]
+fn every_tier_and_thread_count_gives_equal_bits() {
+    let Some((_, packed)) = smollm2() else { return };
+    let tokenizer = Tokenizer::from_gguf(&Gguf::parse(&packed).unwrap()).unwrap();
+    let n = 200;
+    // The same batch everywhere: the hash covers the last logits of each step.
+    let mut reference = load(&packed, Isa::scalar(), 2, 64);
+    let mut others: Vec<(String, Model)> = Vec::new();
+    for isa in Isa::available() {
+        for workers in [1, 2] {
+            if isa.name() != "scalar" {
+                others.push((
+                    format!("{} with {workers} threads", isa.name()),
+                    load(&packed, isa, workers, 64),
+                ));
+            }
+        }
+    }
+    for prompt in PROMPTS {
+        let ids = tokenizer.encode(prompt, true, false);
+        let (want, bits) = greedy(&mut reference, &ids, n);
+        for (name, model) in &mut others {
+            let (got, got_bits) = greedy(model, &ids, n);
+            assert_eq!(got, want, "{prompt:?}: {name} chose other tokens than scalar");
+            assert_eq!(got_bits, bits, "{prompt:?}: {name} has other bits than scalar");
+        }
+    }
+    println!("{} tokens equal in bits on scalar and {} others", n * PROMPTS.len(), others.len());
+}
+
+/// More workers than cores, and batches of other sizes, on a shorter run.
+#[test]
+fn batches_and_more_workers_give_equal_bits() {
+    let Some((_, packed)) = smollm2() else { return };
+    let tokenizer = Tokenizer::from_gguf(&Gguf::parse(&packed).unwrap()).unwrap();
+    let ids = tokenizer.encode(PROMPTS[1], true, false);
+    let all = |workers, batch: usize| {
+        let mut m = load(&packed, Isa::detect(), workers, batch);
+        let mut bits = Vec::new();
+        for part in ids.chunks(batch) {
+            bits.extend(m.step(part, Logits::All).unwrap().iter().map(|l| l.to_bits()));
+        }
+        bits
+    };
+    let want = all(1, 1);
+    for (workers, batch) in [(1, 5), (2, 64), (3, 2), (8, 17)] {
+        assert!(all(workers, batch) == want, "{workers} workers, batches of {batch}");
+    }
+}
+
+/// Teacher-forced on text of the repository: mean KL below 1e-3, top-1 agreement of 98 % or more.
+#[test]
+fn tables_stay_close_to_plain_weights() {
+    let Some((source, packed)) = smollm2() else { return };
+    let tokenizer = Tokenizer::from_gguf(&Gguf::parse(&packed).unwrap()).unwrap();
+    let text = include_str!("../../../LICENSE-APACHE");
+    let ids = tokenizer.encode(text, true, false);
+    let options = |path, kv| OpenOptions {
+        path,
+        kv,
+        workers: 2,
+        context: Some(500),
+        ..OpenOptions::new(Isa::detect())
+    };
+    let mut lut = open::open(&packed, &options(Path::Lut, KvType::F16)).unwrap();
+    let mut plain = open::open(&source, &options(Path::Plain, KvType::F32)).unwrap();
+    let vocab = lut.vocab();
+    let (mut kl, mut equal, mut n) = (0.0, 0, 0);
+    for chunk in ids.chunks_exact(500).take(4) {
+        lut.rewind(0);
+        plain.rewind(0);
+        for part in chunk.chunks(50) {
+            let p = plain.step(part, Logits::All).unwrap();
+            let q = lut.step(part, Logits::All).unwrap();
+            for (p, q) in p.chunks_exact(vocab).zip(q.chunks_exact(vocab)) {
+                let (zp, zq) = (log_sum_exp(p), log_sum_exp(q));
+                kl += p
+                    .iter()
+                    .zip(q)
+                    .map(|(p, q)| (f64::from(*p) - zp, f64::from(*q) - zq))
+                    .map(|(p, q)| p.exp() * (p - q))
+                    .sum::<f64>();
+                equal += usize::from(argmax(p) == argmax(q));
+                n += 1;
+            }
+        }
+    }
+    let (kl, top1) = (kl / n as f64, equal as f64 / n as f64);
+    println!("{n} positions: mean KL {kl:.2e}, top-1 agreement {:.2} %", 100.0 * top1);
+    assert!(n >= 2000 && kl < 1e-3 && top1 >= 0.98, "{n} positions, KL {kl:e}, top-1 {top1}");
+}
