@@ -56,6 +56,6 @@ mod tests {
         assert_eq!(&*tail, &[3, 4, 5]);
         assert_eq!(&*tail.part(&tail[1..2]).unwrap(), &[4]);
         assert!(tail.part(&all[..3]).is_none());
-        assert!(all.part(&vec![9u8; 9]).is_none());
+        assert!(all.part(&[9u8; 9]).is_none());
     }
 }
