@@ -3,7 +3,7 @@
 //!
 //! Read in this order: [`isa`] (which instruction set runs), `simd` (the small set of vector
 //! operations every algorithm is written over), [`pack`] (layout P32), [`lut`] (the kernels), then
-//! [`ops`] and [`attention`]. [`reference`] is the slow, obvious twin that tests hold everything to.
+//! [`ops`] and [`attention`]. [`mod@reference`] is the slow, obvious twin that tests hold everything to.
 //!
 //! # Bit contract
 //! Every function here gives the same bits on every [`isa::Isa`]. Integer sums do not depend on
