@@ -15,7 +15,14 @@ fn packed() -> Vec<u8> {
     let gguf = Gguf::parse(&source).unwrap();
     let plan = Plan::new(&gguf, &PackOptions::exact()).unwrap();
     let cancel = AtomicBool::new(false);
-    let job = PackJob { source: &gguf, source_hash: 1, threads: 1, progress: &|_, _| {}, cancel: &cancel };
+    let job = PackJob {
+        source: &gguf,
+        source_hash: 1,
+        imatrix: None,
+        threads: 1,
+        progress: &|_, _| {},
+        cancel: &cancel,
+    };
     pack_in_memory(&plan, &job).unwrap()
 }
 
