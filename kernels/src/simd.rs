@@ -80,6 +80,8 @@ pub(crate) trait Simd: Copy {
     /// `out[e] = round(t[e]) + 128`, to nearest even; where `fine` is asked for,
     /// `fine[e] = round(40 (t[e] - round(t[e]))) + 21` is what that rounding lost.
     fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16], fine: Option<&mut [u8; 16]>);
+    /// Asks for the cache line `ahead` bytes behind the start of `at`. A hint: any address will do.
+    fn prefetch(self, at: &[u8], ahead: usize);
     /// Makes two consecutive tables ready for look-up.
     fn tables(self, t: &[u8; 32]) -> Self::Tables;
     /// No entries added yet.

@@ -118,6 +118,8 @@ impl Simd for Scalar {
         }
     }
     #[inline(always)]
+    fn prefetch(self, _: &[u8], _: usize) {}
+    #[inline(always)]
     fn tables(self, t: &[u8; 32]) -> [u8; 32] {
         *t
     }

@@ -34,6 +34,10 @@ use crate::pack::{MAX_PLANES, Packed, ParamKind};
 use crate::simd::{BIAS, FINE_BIAS, FINE_STEPS, Kernel, LANES, Simd};
 use core::ops::Range;
 
+/// How far ahead of its use each plane is asked for. A tile is walked in step through as many streams as
+/// there are planes, which hardware prefetchers follow only half-heartedly.
+const PREFETCH_BYTES: usize = 2048;
+
 /// `y = W x` for the rows of some tiles.
 ///
 /// `tiles` counts tiles of 32 rows; `y` has the rows of those tiles that the matrix has, and is
@@ -177,6 +181,9 @@ fn sums<S: Simd, const Q: usize, const STRIDE: usize, const FINE: bool>(
     for (j, e) in entries.chunks_exact(STRIDE).enumerate() {
         let t = s.tables(&e[0]);
         for p in 0..Q {
+            if j % 2 == 0 {
+                s.prefetch(&planes[p][j], PREFETCH_BYTES);
+            }
             acc[p] = s.accumulate(acc[p], t, &planes[p][j]);
         }
         if FINE {

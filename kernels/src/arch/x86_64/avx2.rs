@@ -209,6 +209,11 @@ impl Simd for Avx2 {
         });
     }
     #[inline(always)]
+    fn prefetch(self, at: &[u8], ahead: usize) {
+        // A prefetch never faults, so the address may lie outside of the slice.
+        op!(_mm_prefetch::<_MM_HINT_T0>(at.as_ptr().wrapping_add(ahead).cast()));
+    }
+    #[inline(always)]
     fn tables(self, t: &[u8; 32]) -> (__m256i, __m256i) {
         op!({
             let p: *const __m128i = t.as_ptr().cast();
