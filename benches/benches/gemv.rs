@@ -38,7 +38,7 @@ fn bench(c: &mut Criterion) {
                 table::build(isa, ts, &x, &mut e, &mut s).expect("sizes follow from the shape");
                 b.iter(|| {
                     let t = Tables::new(ts, &e, &s).expect("sizes follow from the shape");
-                    gemv(isa, &w, &t, 0..shape.tiles(), black_box(&mut y)).expect("sizes fit");
+                    gemv(isa, &w, &t, 0..shape.tiles(), false, black_box(&mut y)).expect("sizes fit");
                 });
             });
         }

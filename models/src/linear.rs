@@ -191,7 +191,7 @@ impl Linear {
                     let mut y = [0.0; TILE_ROWS];
                     let y = &mut y[..(rows.end - at).min(TILE_ROWS)];
                     for token in 0..n {
-                        gemv(isa, &view, &x.tables(token, w.table_shape())?, tile..tile + 1, y)?;
+                        gemv(isa, &view, &x.tables(token, w.table_shape())?, tile..tile + 1, token == 0, y)?;
                         bias(at, y);
                         put(token, at, y);
                     }

@@ -41,11 +41,19 @@ const PREFETCH_BYTES: usize = 2048;
 /// `y = W x` for the rows of some tiles.
 ///
 /// `tiles` counts tiles of 32 rows; `y` has the rows of those tiles that the matrix has, and is
-/// overwritten. The tables must have been built for `w`'s columns and group.
+/// overwritten. The tables must have been built for `w`'s columns and group. `first_use` says that these
+/// tiles probably come from memory, not from a cache: a hint, without influence on the result.
 ///
 /// # Errors
 /// [`Error::Length`] where tables or `y` do not fit, [`Error::Shape`] for tiles outside of the matrix.
-pub fn gemv(isa: Isa, w: &Packed<'_>, t: &Tables<'_>, tiles: Range<usize>, y: &mut [f32]) -> Result<()> {
+pub fn gemv(
+    isa: Isa,
+    w: &Packed<'_>,
+    t: &Tables<'_>,
+    tiles: Range<usize>,
+    first_use: bool,
+    y: &mut [f32],
+) -> Result<()> {
     let shape = w.shape();
     if tiles.start > tiles.end || tiles.end > shape.tiles() {
         return Err(Error::Shape { what: "tile", found: tiles.end, allowed: "within the matrix" });
@@ -60,7 +68,7 @@ pub fn gemv(isa: Isa, w: &Packed<'_>, t: &Tables<'_>, tiles: Range<usize>, y: &m
             return Err(Error::Length { what: what.into(), expected, found });
         }
     }
-    isa.run(Gemv { w, t, first: tiles.start, y });
+    isa.run(Gemv { w, t, first: tiles.start, first_use, y });
     Ok(())
 }
 
@@ -68,6 +76,7 @@ struct Gemv<'a> {
     w: &'a Packed<'a>,
     t: &'a Tables<'a>,
     first: usize,
+    first_use: bool,
     y: &'a mut [f32],
 }
 
@@ -95,7 +104,7 @@ impl Gemv<'_> {
     #[inline(always)]
     fn tiles<S: Simd, const LO: usize, const HI: usize>(self, s: S) {
         for (i, y) in self.y.chunks_mut(TILE_ROWS).enumerate() {
-            let tile = Tile::new(self.w, self.t, self.first + i);
+            let tile = Tile { first_use: self.first_use, ..Tile::new(self.w, self.t, self.first + i) };
             let acc = match self.w.kind() {
                 ParamKind::Hlq16 => hlq::<S, LO, HI, false>(s, &tile),
                 ParamKind::Hlq8 => hlq::<S, LO, HI, true>(s, &tile),
@@ -131,6 +140,8 @@ struct Tile<'a> {
     /// Table pairs of one whole group, and of one whole chunk.
     group_pairs: usize,
     chunk_pairs: usize,
+    /// Whether to prefetch.
+    first_use: bool,
 }
 
 impl<'a> Tile<'a> {
@@ -157,6 +168,7 @@ impl<'a> Tile<'a> {
             per_group: t.shape().scales_per_group(),
             group_pairs: w.group() / 8,
             chunk_pairs: t.shape().chunk() / 8,
+            first_use: true,
         }
     }
 }
@@ -181,7 +193,7 @@ fn sums<S: Simd, const Q: usize, const STRIDE: usize, const FINE: bool>(
     for (j, e) in entries.chunks_exact(STRIDE).enumerate() {
         let t = s.tables(&e[0]);
         for p in 0..Q {
-            if j % 2 == 0 {
+            if tile.first_use && j % 2 == 0 {
                 s.prefetch(&planes[p][j], PREFETCH_BYTES);
             }
             acc[p] = s.accumulate(acc[p], t, &planes[p][j]);

@@ -24,7 +24,7 @@ fn lut(isa: Isa, m: &Matrix, x: &[f32], tiles: usize) -> Vec<f32> {
     let mut y = vec![f32::NAN; m.shape.rows];
     for (i, y) in y.chunks_mut(tiles * 32).enumerate() {
         let end = ((i + 1) * tiles).min(m.shape.tiles());
-        gemv(isa, &m.view(), &t, i * tiles..end, y).unwrap();
+        gemv(isa, &m.view(), &t, i * tiles..end, i % 2 == 0, y).unwrap();
     }
     y
 }
@@ -161,13 +161,13 @@ fn empty_and_unfitting_inputs_are_errors_or_nothing() {
     assert!(table::build(isa, shape, &[0.0; 63], &mut e, &mut s).is_err());
     table::build(isa, shape, &[1.0; 64], &mut e, &mut s).unwrap();
     let t = Tables::new(shape, &e, &s).unwrap();
-    gemv(isa, &m.view(), &t, 1..1, &mut []).unwrap();
-    assert!(gemv(isa, &m.view(), &t, 0..2, &mut [0.0; 39]).is_err());
-    assert!(gemv(isa, &m.view(), &t, 1..3, &mut [0.0; 8]).is_err());
+    gemv(isa, &m.view(), &t, 1..1, true, &mut []).unwrap();
+    assert!(gemv(isa, &m.view(), &t, 0..2, true, &mut [0.0; 39]).is_err());
+    assert!(gemv(isa, &m.view(), &t, 1..3, true, &mut [0.0; 8]).is_err());
     let other = TableShape { cols: 64, group: 64, fine: false };
     let t2 = Tables::new(other, &e, &s[..other.scales_len()]).unwrap();
-    let message = gemv(isa, &m.view(), &t2, 0..2, &mut [0.0; 40]).unwrap_err().to_string();
+    let message = gemv(isa, &m.view(), &t2, 0..2, true, &mut [0.0; 40]).unwrap_err().to_string();
     assert!(message.contains("group"), "{message}");
     let zero = Matrix::random(&mut rng, 0, 64, 2, 32, ParamKind::Hlq16);
-    gemv(isa, &zero.view(), &t, 0..0, &mut []).unwrap();
+    gemv(isa, &zero.view(), &t, 0..0, true, &mut []).unwrap();
 }
