@@ -19,12 +19,14 @@
 //! # Bounds
 //! A chunk is at most 64 activations, 16 look-ups of entries within +-127 per plane: `|A_p| <= 2032`.
 //! A pass of 4 planes as integers: `15 * 2032 = 30480 < 2^15`. Up to 257 biased entries of at most 255 fit
-//! the 16-bit accumulators. The second pass of more than 4 planes is weighted by 16 in f32, exactly:
-//! `255 * 2032 < 2^24`.
+//! the 16-bit accumulators. The second pass of more than 4 planes is weighted by 16 (8 for 5 planes) in f32,
+//! exactly but for its fine part: `255 * 2032 < 2^24`. Fine sums are at most `3 * 16 * 20`.
 //!
 //! # Order of f32 operations (the bit contract)
 //! Per row: groups ascending; in a group planes ascending, each `t_p` over its chunks ascending, then
-//! `z X`. All are fused multiply-adds. Nothing depends on tiles, threads or tokens.
+//! `z X`. For the uniform kinds, per chunk: the last pass' integers plus its fine sum, times the weight of
+//! that pass plus the first pass' integers, times `delta/2` plus `t`. All are fused multiply-adds. Nothing
+//! depends on tiles, threads or tokens. `reference::gemv_lut` is this order, one row at a time.
 
 use super::table::Tables;
 use crate::error::{Error, Result};
@@ -104,7 +106,7 @@ impl Gemv<'_> {
     #[inline(always)]
     fn tiles<S: Simd, const LO: usize, const HI: usize>(self, s: S) {
         for (i, y) in self.y.chunks_mut(TILE_ROWS).enumerate() {
-            let tile = Tile { first_use: self.first_use, ..Tile::new(self.w, self.t, self.first + i) };
+            let tile = Tile::new(self.w, self.t, self.first + i, self.first_use);
             let acc = match self.w.kind() {
                 ParamKind::Hlq16 => hlq::<S, LO, HI, false>(s, &tile),
                 ParamKind::Hlq8 => hlq::<S, LO, HI, true>(s, &tile),
@@ -146,7 +148,7 @@ struct Tile<'a> {
 
 impl<'a> Tile<'a> {
     #[inline(always)]
-    fn new(w: &Packed<'a>, t: &Tables<'a>, tile: usize) -> Tile<'a> {
+    fn new(w: &Packed<'a>, t: &Tables<'a>, tile: usize, first_use: bool) -> Tile<'a> {
         let shape = w.shape();
         let mut planes: [&[[u8; 32]]; MAX_PLANES] = [&[]; MAX_PLANES];
         let bytes = shape.tile_bytes();
@@ -168,7 +170,7 @@ impl<'a> Tile<'a> {
             per_group: t.shape().scales_per_group(),
             group_pairs: w.group() / 8,
             chunk_pairs: t.shape().chunk() / 8,
-            first_use: true,
+            first_use,
         }
     }
 }
