@@ -4,7 +4,7 @@
 use crate::common::{Matrix, Rng, kinds};
 use lutite_kernels::isa::Isa;
 use lutite_kernels::lut::{TableShape, Tables, gemv, table};
-use lutite_kernels::pack::{GROUPS, ParamKind};
+use lutite_kernels::pack::{GROUPS, Packed, ParamKind};
 use lutite_kernels::reference;
 use proptest::prelude::*;
 
@@ -123,6 +123,30 @@ fn sums_at_their_bound_stay_exact() {
                     }
                 }
             }
+        }
+    }
+}
+
+/// No buffer needs any alignment: all of them one byte off give the same bits.
+#[test]
+fn unaligned_buffers_give_equal_bits() {
+    let mut rng = Rng(5);
+    for kind in kinds() {
+        let m = Matrix::random(&mut rng, 70, 200, 6, 64, kind);
+        let off = |bytes: &[u8]| [&[0u8], bytes].concat();
+        let planes: Vec<Vec<u8>> = m.planes.iter().map(|p| off(p)).collect();
+        let planes: Vec<&[u8]> = planes.iter().map(|p| &p[1..]).collect();
+        let (params, row_scales) = (off(&m.params), off(&m.row_scales));
+        let w = Packed::new(m.shape, m.group, kind, &planes, &params[1..], &row_scales[1..]).unwrap();
+        let x: Vec<f32> = (0..200).map(|_| rng.normal()).collect();
+        let shape = TableShape { cols: 200, group: 64, fine: kind.is_uniform() };
+        for isa in Isa::available() {
+            let (mut e, mut s) = (vec![0; shape.entries_len() + 1], vec![0.0; shape.scales_len()]);
+            table::build(isa, shape, &x, &mut e[1..], &mut s).unwrap();
+            let t = Tables::new(shape, &e[1..], &s).unwrap();
+            let mut y = vec![0.0; 70];
+            gemv(isa, &w, &t, 0..3, true, &mut y).unwrap();
+            assert!(same(&y, &lut(isa, &m, &x, 3)), "{kind:?} {}", isa.name());
         }
     }
 }
