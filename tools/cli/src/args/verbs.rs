@@ -53,7 +53,7 @@ pub struct TalkArgs {
     /// The system message (-sys)
     #[arg(long, alias = "system-prompt", value_name = "TEXT")]
     pub system: Option<String>,
-    /// Chat template: a file, or `none` to give the prompt as it is [default: the model's]
+    /// Chat template: chatml, llama3 and the like, a file, or `none` to give the prompt as it is [default: the model's]
     #[arg(long, value_name = "TEMPLATE")]
     pub chat_template: Option<String>,
     /// Most tokens of an answer; -1 is until the model ends it
