@@ -52,6 +52,10 @@ pub(crate) struct PackedWeights {
 }
 
 impl PackedWeights {
+    fn table_shape(&self) -> TableShape {
+        TableShape { cols: self.info.shape.cols, group: self.info.group, fine: self.info.kind.is_uniform() }
+    }
+
     fn view(&self) -> lutite_kernels::Result<Packed<'_>> {
         let mut planes: [&[u8]; MAX_PLANES] = [&[]; MAX_PLANES];
         for (p, plane) in planes.iter_mut().zip(&self.planes) {
@@ -59,12 +63,6 @@ impl PackedWeights {
         }
         let PackedInfo { shape, group, kind, .. } = self.info;
         Packed::new(shape, group, kind, &planes[..self.planes.len()], &self.params, &self.row_scales)
-    }
-}
-
-impl PackedWeights {
-    fn table_shape(&self) -> TableShape {
-        TableShape { cols: self.info.shape.cols, group: self.info.group, fine: self.info.kind.is_uniform() }
     }
 }
 

@@ -10,7 +10,7 @@
 //! Where asked for ([`TableShape::fine`]), a second table beside each holds what rounding the first one lost,
 //! in steps of `delta / 40`. The uniform kinds look their two top planes up in both: planes' errors are
 //! weighted by `2^p`, so that of four planes these two make up 94 % of it. (SmolLM2 imported exactly: mean KL
-//! to plain weights 1.8e-3 without, see `docs/speed.md`.)
+//! to plain weights 1.6e-3 without, 1.7e-4 with, see `docs/speed.md`.)
 //!
 //! Bounds: rounding is monotonic, so no sum exceeds `m`, and `m * (127 / m)` rounds to 127 at most:
 //! entries lie in 1..=255. One scale per 64 activations costs an output error of 4e-5 (normalised mean
