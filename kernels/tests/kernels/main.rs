@@ -2,4 +2,5 @@
 
 mod common;
 mod gemv;
+mod int8;
 mod ops;
