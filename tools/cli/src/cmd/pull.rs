@@ -28,8 +28,9 @@ pub(crate) fn pull(args: &PullArgs) -> anyhow::Result<()> {
         }
         Named::Path(path) => {
             anyhow::bail!(
-                "{} is here already; `pull` takes a name of the catalog, or owner/repo of a hub",
-                path.display()
+                "there is a file or folder {0}; if a hub's model is meant, pull {1}{0}",
+                path.display(),
+                hub::PREFIX
             )
         }
     };

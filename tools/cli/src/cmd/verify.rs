@@ -119,7 +119,7 @@ impl Check {
     /// A file of the hub's cache: its hash, where the name of a blob tells it.
     fn local(&self, file: &Local) -> anyhow::Result<Found> {
         match file.oid() {
-            Some(oid) => Ok(hash(&file.blob, &oid)?.map(|()| oid.kind().to_owned())),
+            Some(oid) => Ok(hash(&file.path, &file.blob, &oid)?.map(|()| oid.kind().to_owned())),
             None if file.path.ends_with(".gguf") => self.gguf(&file.pointer),
             None => Ok(Ok("there; its checksum is not known, as this cache has no links".to_owned())),
         }
@@ -143,16 +143,16 @@ impl Check {
 fn catalog(entry: &Entry, path: &Path) -> anyhow::Result<Found> {
     // The catalog's test holds it to that form.
     let oid = Oid::parse(entry.sha256).context("the catalog's hash is none")?;
-    Ok(hash(path, &oid)?.map(|()| oid.kind().to_owned()))
+    Ok(hash(entry.name, path, &oid)?.map(|()| oid.kind().to_owned()))
 }
 
-/// Whether a file has this hash.
-fn hash(path: &Path, oid: &Oid) -> anyhow::Result<Result<(), String>> {
+/// Whether a file has this hash; `name` is for the progress bar.
+fn hash(name: &str, path: &Path, oid: &Oid) -> anyhow::Result<Result<(), String>> {
     let context = || format!("cannot read {}", path.display());
     let mut file = File::open(path).with_context(context)?;
     let size = file.metadata().with_context(context)?.len();
     let mut hasher = oid.hasher(size);
-    let mut progress = Progress::bytes(&format!("checking {}", path.display()), size);
+    let mut progress = Progress::bytes(&format!("checking {name}"), size);
     copy(&mut file, &mut hasher, size, interrupt::flag(), &mut progress).with_context(context)?;
     let is = hasher.oid();
     Ok(if is == *oid {

@@ -81,7 +81,7 @@ pub(super) fn listing(client: &Client<'_>, name: &Name) -> Result<Listing, Failu
     let revision = utf8_percent_encode(name.revision(), PART);
     let (Revision { sha: commit }, _) = json(client, &format!("{base}/revision/{revision}"))?;
     if !Oid::is_commit(&commit) {
-        return Err(anyhow!("the hub names {commit:?} as the commit of {name}, which is none").into());
+        return Err(anyhow!("the hub names {} as the commit of {name}, which is none", shown(&commit)).into());
     }
     let mut files = Vec::new();
     let mut left_out = Vec::new();
@@ -96,7 +96,7 @@ pub(super) fn listing(client: &Client<'_>, name: &Name) -> Result<Listing, Failu
             }
             let (oid, size) = entry.lfs.map_or((entry.oid, entry.size), |lfs| (lfs.oid, lfs.size));
             let oid = Oid::parse(&oid)
-                .ok_or_else(|| anyhow!("the hub gives {oid:?} as the hash of {}", entry.path))?;
+                .ok_or_else(|| anyhow!("the hub gives {} as the hash of {}", shown(&oid), entry.path))?;
             files.push(Remote { path: entry.path, size, oid });
         }
         if files.len() + left_out.len() > FILES_MAX {
@@ -110,7 +110,8 @@ pub(super) fn listing(client: &Client<'_>, name: &Name) -> Result<Listing, Failu
     if let Some(first) = left_out.first() {
         let n = left_out.len();
         ui::warn(format_args!(
-            "left out: {n} files whose names lead elsewhere or do not fit every system ({first:?})"
+            "left out: {n} files whose names lead elsewhere or do not fit every system ({})",
+            shown(first)
         ));
     }
     Ok(Listing { commit, files })
@@ -132,7 +133,7 @@ fn next_page(headers: &HeaderMap, endpoint: &str) -> Result<Option<String>, Fail
         return Ok(None);
     };
     if !url.strip_prefix(endpoint).is_some_and(|rest| rest.starts_with('/')) {
-        return Err(anyhow!("the hub's listing goes on at another place ({url:?}); refused").into());
+        return Err(anyhow!("the hub's listing goes on at another place ({}); refused", shown(url)).into());
     }
     Ok(Some(url.to_owned()))
 }
@@ -150,18 +151,18 @@ pub(super) fn explain(client: &Client<'_>, name: &Name, failure: Failure) -> any
     match (*status, code.as_str()) {
         (_, "GatedRepo") => gated(),
         (404, "RevisionNotFound") => {
-            let has = near(name.revision(), revisions(client, repo));
+            let has = near("; ", name.revision(), revisions(client, repo));
             anyhow!("{repo} has no branch, tag or commit `{}`{has}", name.revision())
         }
         (403, _) => gated(),
         // What does not exist is 401 to somebody unknown.
         (401, _) => {
-            let has = near(repo, siblings(client, repo));
+            let has = near("; ", repo, siblings(client, repo));
             anyhow!(
                 "no repository {repo} that everyone may read: if it is spelled right, it is private or gated; {token}{has}"
             )
         }
-        (404, _) => anyhow!("no repository {repo} at {endpoint}{}", near(repo, siblings(client, repo))),
+        (404, _) => anyhow!("no repository {repo} at {endpoint}{}", near("; ", repo, siblings(client, repo))),
         _ => failure.into_error(),
     }
 }
@@ -201,8 +202,8 @@ fn siblings(client: &Client<'_>, repo: &str) -> Vec<String> {
     models.map(|(models, _)| models.into_iter().map(|m| m.id).collect()).unwrap_or_default()
 }
 
-/// `; did you mean ...?` with the most alike names, or nothing.
-pub(super) fn near(wanted: &str, names: Vec<String>) -> String {
+/// `did you mean ...?` after `lead`, with the most alike names; or nothing.
+pub(super) fn near(lead: &str, wanted: &str, names: Vec<String>) -> String {
     const LIKE: f64 = 0.6;
     const LONGEST: usize = 200;
     let sound = names.into_iter().filter(|name| name.len() <= LONGEST && check_path(name).is_ok());
@@ -210,5 +211,10 @@ pub(super) fn near(wanted: &str, names: Vec<String>) -> String {
         sound.map(|name| (likeness(wanted, &name), name)).filter(|(score, _)| *score > LIKE).collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0));
     let best: Vec<String> = scored.into_iter().take(3).map(|(_, name)| name).collect();
-    if best.is_empty() { String::new() } else { format!("; did you mean {}?", best.join(" or ")) }
+    if best.is_empty() { String::new() } else { format!("{lead}did you mean {}?", best.join(" or ")) }
+}
+
+/// Text of the hub in a message: quoted, and not all of it if it is long.
+fn shown(text: &str) -> String {
+    format!("{:?}", text.chars().take(100).collect::<String>())
 }

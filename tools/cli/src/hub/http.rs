@@ -18,7 +18,7 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 
 /// Redirects that one request may take.
 const REDIRECTS_MAX: usize = 10;
-/// Tries of one request, or of one download without a byte of progress.
+/// Failures in a row that end a request, or a download: each byte of progress starts the count again.
 const TRIES_MAX: u32 = 5;
 /// The longest wait between two tries, also where the server asks for more.
 const WAIT_MAX: Duration = Duration::from_secs(120);
@@ -266,7 +266,7 @@ fn redirect(from: &Uri, location: Option<&str>) -> Result<Uri, Failure> {
     };
     let uri = parse(&absolute)?;
     if from.scheme_str() == Some("https") && uri.scheme_str() != Some("https") {
-        return Err(anyhow!("{authority} redirects to an address without encryption ({to}); refused").into());
+        return Err(anyhow!("{authority} redirects to an address without encryption; refused").into());
     }
     Ok(uri)
 }
@@ -276,17 +276,17 @@ fn encoded(reply: Reply, uri: &Uri) -> Result<Reply, Failure> {
     match reply.header(header::CONTENT_ENCODING) {
         None | Some("identity" | "") => Ok(reply),
         Some(other) => {
-            Err(anyhow!("{uri} was sent in the encoding {other:?}, which was not asked for (by a proxy?)")
+            // Not all of the address: behind a redirect it may be a key.
+            let host = uri.authority().map_or("", |a| a.as_str());
+            Err(anyhow!("{host} sent the encoding {other:?}, which was not asked for (is there a proxy?)")
                 .into())
         }
     }
 }
 
 fn refusal(reply: &Reply) -> Failure {
-    let text = |name: &str| {
-        let text: String = reply.header(name).unwrap_or_default().chars().take(MESSAGE_MAX).collect();
-        text.chars().filter(|c| !c.is_control()).collect::<String>()
-    };
+    // Visible ASCII only, or else it is no text.
+    let text = |name: &str| reply.header(name).unwrap_or_default().chars().take(MESSAGE_MAX).collect();
     Failure::Status {
         status: reply.status,
         code: text("x-error-code"),

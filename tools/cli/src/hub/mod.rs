@@ -13,7 +13,9 @@ mod fetch;
 #[cfg(feature = "hub")]
 mod http;
 mod name;
+#[cfg_attr(not(feature = "hub"), allow(dead_code, reason = "what only downloads need"))]
 mod settings;
+#[cfg_attr(not(feature = "hub"), allow(dead_code, reason = "what only downloads need"))]
 mod store;
 
 pub(crate) use name::MAIN;
@@ -124,7 +126,7 @@ fn fetch_all(client: &http::Client<'_>, name: &Name, listing: &api::Listing) -> 
     let repo = Repo::new(&client.settings.cache, &name.repo);
     let paths = || listing.files.iter().map(|f| f.path.clone()).collect();
     let choice = choose(name, &listing.files).map_err(|error| match &name.choice {
-        Some(choice) => anyhow::anyhow!("{error}{}", api::near(choice, paths())),
+        Some(choice) => anyhow::anyhow!("{error}{}", api::near("\n", choice, paths())),
         None => error,
     })?;
     let snapshot = repo.snapshot(&listing.commit);

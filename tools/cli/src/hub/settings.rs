@@ -111,7 +111,7 @@ impl Settings {
                 },
             },
             cache,
-            offline: truth("HF_HUB_OFFLINE"),
+            offline: truth("HF_HUB_OFFLINE") || truth("TRANSFORMERS_OFFLINE"),
             symlinks: !truth("HF_HUB_DISABLE_SYMLINKS"),
             stall,
             backoff: backoff.unwrap_or(BACKOFF),

@@ -2,6 +2,7 @@
 #![cfg(all(unix, feature = "hub"))]
 
 mod download;
+#[allow(dead_code, reason = "of what several tests share, each needs a part")]
 #[path = "../../../../models/tests/common/edit.rs"]
 mod edit;
 mod keep;
