@@ -86,7 +86,7 @@ impl<'a> Download<'a> {
         if resumed {
             ui::note(format_args!("going on after {} that are here", ui::megabytes(self.have)));
         }
-        self.to_the_end()?;
+        self.complete()?;
         let mut is = self.hash()?;
         if is != self.remote.oid && resumed {
             // What lay there was another file's, or was damaged.
@@ -95,7 +95,7 @@ impl<'a> Download<'a> {
                 self.remote.path
             ));
             self.start_again()?;
-            self.to_the_end()?;
+            self.complete()?;
             is = self.hash()?;
         }
         if is != self.remote.oid {
@@ -140,7 +140,7 @@ impl<'a> Download<'a> {
     }
 
     /// Part after part until all bytes are there.
-    fn to_the_end(&mut self) -> anyhow::Result<()> {
+    fn complete(&mut self) -> anyhow::Result<()> {
         let mut retry = Retry::new(self.client);
         while self.have < self.remote.size {
             let before = self.have;

@@ -323,7 +323,7 @@ fn walk(folder: &Path, prefix: &str, each: &mut dyn FnMut(&str, PathBuf)) {
         let path = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
         match entry.file_type() {
             Ok(kind) if kind.is_dir() && path.matches('/').count() < DEPTH_MAX => {
-                walk(&entry.path(), &path, each)
+                walk(&entry.path(), &path, each);
             }
             Ok(kind) if !kind.is_dir() => each(&path, entry.path()),
             _ => {}

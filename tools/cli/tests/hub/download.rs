@@ -164,7 +164,7 @@ fn encodings() {
     let (_, home) = hub_that(|_| Act::Chunked);
     home.pulls();
     let (_, home) = hub_that(|_| Act::Header("Content-Encoding", "gzip".to_owned()));
-    holds(&fails(&mut home.pull("o/r")), &["in the encoding \"gzip\", which was not asked for"]);
+    holds(&fails(&mut home.pull("o/r")), &["sent the encoding \"gzip\", which was not asked for"]);
 }
 
 #[test]
