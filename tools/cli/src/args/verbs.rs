@@ -70,12 +70,13 @@ pub struct TalkArgs {
 
 /// `lutite pull`
 #[derive(Args, Clone, Debug)]
-#[command(after_help = "\
-Of a hub's repository comes the named GGUF file, or the one of the named quantization; without either Q4_K_M, else Q8_0,
-else Q4_0, else the only one there is. A repository without GGUF gives its safetensors.
-
-The hub is $HF_ENDPOINT (https://huggingface.co). Private and gated models need $HF_TOKEN. Files lie where the official
-client has them: $HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub.")]
+#[command(
+    after_help = "Of a hub's repository comes the named GGUF file, or the one of the named quantization; without either \
+                  Q4_K_M, else Q8_0, else Q4_0, else the only one there is. A repository without GGUF gives its \
+                  safetensors, as does the word `safetensors` after the colon.\n\n\
+                  The hub is $HF_ENDPOINT (https://huggingface.co). Private and gated models need $HF_TOKEN. Files lie \
+                  where the official client has them: $HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub."
+)]
 pub struct PullArgs {
     /// Name in the catalog, or owner/repo[:file-or-quant][@revision] of a hub
     #[arg(value_name = "NAME", default_value = catalog::DEFAULT)]

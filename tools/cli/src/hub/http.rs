@@ -65,6 +65,11 @@ impl From<anyhow::Error> for Failure {
 }
 
 impl Failure {
+    /// Whether the hub cannot be reached or is out of order, so that a copy is better than nothing.
+    pub(super) fn is_outage(&self) -> bool {
+        matches!(self, Self::Network { .. } | Self::Status { status: 429 | 500..=599, .. })
+    }
+
     fn transient(&self) -> bool {
         match self {
             Self::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
@@ -206,18 +211,18 @@ impl<'a> Client<'a> {
             Error::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 ("the connection was closed too early".to_owned(), true)
             }
-            Error::Io(error) if error.to_string().contains("certificate") => (untrusted(&error), false),
+            Error::Io(error) if error.to_string().contains("certificate") => return untrusted(uri, &error),
+            Error::Rustls(error) => return untrusted(uri, &error),
             Error::Io(error) => {
-                let opening = matches!(
+                // Whatever keeps a first connection from being made, no wait of some seconds will mend.
+                let dropped = matches!(
                     error.kind(),
-                    io::ErrorKind::ConnectionRefused
-                        | io::ErrorKind::HostUnreachable
-                        | io::ErrorKind::NetworkUnreachable
-                        | io::ErrorKind::AddrNotAvailable
+                    io::ErrorKind::ConnectionReset
+                        | io::ErrorKind::ConnectionAborted
+                        | io::ErrorKind::BrokenPipe
                 );
-                (error.to_string(), answered || !opening)
+                (error.to_string(), answered || dropped)
             }
-            Error::Rustls(error) => (untrusted(&error), false),
             Error::ConnectProxyFailed(why) => (format!("the proxy refuses the connection: {why}"), false),
             Error::Protocol(error) => (format!("not an answer in HTTP ({error})"), true),
             other => (other.to_string(), false),
@@ -226,11 +231,10 @@ impl<'a> Client<'a> {
     }
 }
 
-fn untrusted(error: &dyn fmt::Display) -> String {
-    format!(
-        "the connection cannot be made secure ({error}); if your network has a certificate of its own, set \
-         SSL_CERT_FILE to a file with it in PEM"
-    )
+fn untrusted(uri: &Uri, error: &dyn fmt::Display) -> Failure {
+    let host = uri.authority().map_or("", |a| a.as_str());
+    let way_out = "if your network has a certificate of its own, set SSL_CERT_FILE to a file with it in PEM";
+    anyhow!("the connection to {host} cannot be made secure ({error}); {way_out}").into()
 }
 
 /// The certificates that come with the program, or those of the person.

@@ -97,7 +97,7 @@ fn remote(
     http::Client::with(settings, stop, |client| {
         let listing = match api::listing(client, name) {
             Ok(listing) => listing,
-            Err(failure @ http::Failure::Network { .. }) if known.is_some() => {
+            Err(failure) if known.is_some() && failure.is_outage() => {
                 ui::warn(format_args!("{failure}; taking the copy that is here"));
                 return known.ok_or_else(|| failure.into_error());
             }

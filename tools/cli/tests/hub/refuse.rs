@@ -142,7 +142,10 @@ fn no_network() {
     // A server that speaks no TLS.
     let (hub, _) = hub_that(|_| Act::Right);
     let https = hub.address.replace("http://", "https://");
-    fails(alone.pull("o/r").env("HF_ENDPOINT", https));
+    holds(&fails(alone.pull("o/r").env("HF_ENDPOINT", https)), &["127.0.0.1"]);
+    // A name that nobody has (RFC 6761), and so no wait either.
+    let message = fails(alone.pull("o/r").env("HF_ENDPOINT", "http://hub.invalid"));
+    assert!(message.contains("hub.invalid: ") && !message.contains("trying again"), "{message}");
 }
 
 #[test]
