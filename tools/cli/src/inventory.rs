@@ -33,8 +33,8 @@ pub(crate) enum What {
     Unfinished(Repo),
     /// A file of the packed cache.
     Packed {
-        /// What it was made of, as the verbs take it; `None` if that is not known any more.
-        source: Option<String>,
+        /// What it is made of, as the verbs take it: the same bytes may be here several times, or no more.
+        sources: Vec<String>,
     },
 }
 
@@ -101,18 +101,18 @@ impl Inventory {
             let mut parts = name.splitn(3, '-');
             let hash = parts.next().and_then(|hash| u64::from_str_radix(hash, 16).ok());
             let format = parts.nth(1).unwrap_or("?").to_owned();
-            let source =
-                sources.iter().find(|(of, _, _)| Some(*of) == hash).map(|(_, path, _)| self.name_of(path));
+            let of_it = sources.iter().filter(|(of, path, _)| Some(*of) == hash && path.exists());
+            let sources = of_it.map(|(_, path, _)| self.name_of(path)).collect();
             let bytes = fs::metadata(&path).map_or(0, |m| m.len());
             let used = used([&path]);
-            self.items.push(Item { name, format, bytes, used, path, what: What::Packed { source } });
+            self.items.push(Item { name, format, bytes, used, path, what: What::Packed { sources } });
         }
     }
 
     /// The name of the item that a source's path belongs to, or else the path.
     fn name_of(&self, source: &Path) -> String {
         let is = |item: &&Item| match &item.what {
-            What::Hub { files, .. } => files.iter().any(|f| same(&f.blob, source)),
+            What::Hub { files, .. } if files.iter().any(|f| same(&f.blob, source)) => true,
             _ => same(&item.path, source),
         };
         self.items.iter().find(is).map_or_else(|| source.display().to_string(), |item| item.name.clone())

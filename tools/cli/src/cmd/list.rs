@@ -38,8 +38,8 @@ fn item(item: &Item) -> Value {
         "last_used": item.used.and_then(seconds),
         "path": item.path.display().to_string(),
     });
-    if let What::Packed { source } = &item.what {
-        value["packed_from"] = json!(source);
+    if let What::Packed { sources } = &item.what {
+        value["packed_from"] = json!(sources);
     }
     value
 }
@@ -51,9 +51,8 @@ fn table(all: &Inventory) -> String {
     let _ = writeln!(out, "{:<widest$}  {:<11}  {:>10}  {:<14}  from", "name", "format", "size", "last used");
     for item in &all.items {
         let from = match &item.what {
-            What::Packed { source } => {
-                format!("packed from {}", source.as_deref().unwrap_or("an unknown source"))
-            }
+            What::Packed { sources } if sources.is_empty() => "packed; its source is gone".to_owned(),
+            What::Packed { sources } => format!("packed from {}", sources.join(", ")),
             what => what.kind().to_owned(),
         };
         let used = item.used.map_or_else(|| "?".to_owned(), ago);

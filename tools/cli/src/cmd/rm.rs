@@ -1,7 +1,7 @@
 //! `lutite rm`: give disk space back.
 //!
-//! What a model was packed to goes with it: without the source nothing finds it. Of a hub's snapshot the links go, and
-//! those blobs that no other snapshot has.
+//! What a model was packed to goes with the last copy of the model: without one nothing finds it. Of a hub's snapshot the
+//! links go, and those blobs that no other snapshot has.
 
 use crate::args::RmArgs;
 use crate::hub::Repo;
@@ -18,8 +18,9 @@ pub(crate) fn rm(args: &RmArgs) -> anyhow::Result<()> {
     for name in &args.names {
         items.extend(all.select(name)?);
     }
+    let goes = |source: &String| items.iter().any(|item| item.name == *source);
     let of_items = |item: &&Item| match &item.what {
-        What::Packed { source } => args.packed || items.iter().any(|i| source.as_ref() == Some(&i.name)),
+        What::Packed { sources } => args.packed || (!sources.is_empty() && sources.iter().all(goes)),
         _ => false,
     };
     let packed: Vec<&Item> = all.items.iter().filter(of_items).collect();
@@ -92,9 +93,11 @@ fn files<'a>(all: &Inventory, items: &[&'a Item]) -> (Vec<PathBuf>, Vec<&'a Repo
         });
         files.extend(own.cloned().collect::<HashSet<_>>());
     }
-    // The remembered hashes of sources that go.
+    // The remembered hashes of sources that go, or went by other means.
     let gone: HashSet<PathBuf> = files.iter().filter_map(|f| fs::canonicalize(f).ok()).collect();
-    files.extend(cache::sources(&all.packed).into_iter().filter(|s| gone.contains(&s.1)).map(|s| s.2));
+    let stale =
+        cache::sources(&all.packed).into_iter().filter(|(_, path, _)| gone.contains(path) || !path.exists());
+    files.extend(stale.map(|(_, _, stamp)| stamp));
     (files, repos)
 }
 

@@ -63,6 +63,16 @@ fn dropped_connections_go_on_where_they_ended() {
 }
 
 #[test]
+fn wherever_it_drops_the_bytes_are_right() {
+    for seed in 1..=4_usize {
+        let cut = move |n: usize| 1 + (seed * 7919 + n * 104_729) % 30_011;
+        let (hub, home) = hub_that(move |n| if n < 9 { Act::Cut(cut(n)) } else { Act::Right });
+        home.pulls();
+        assert!(hub.downloads().len() > 5, "{:?}", hub.downloads());
+    }
+}
+
+#[test]
 fn a_connection_that_always_drops_is_given_up_and_what_came_is_kept() {
     let (hub, home) = hub_that(|n| Act::Cut(if n == 0 { 50_000 } else { 0 }));
     holds(

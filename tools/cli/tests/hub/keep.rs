@@ -46,11 +46,19 @@ fn a_model_of_the_hub_is_pulled_and_run_and_removed() {
         (&all["models"][0]["format"], &packed["format"]),
         (&Value::from("Q8_0"), &Value::from("exact"))
     );
-    assert_eq!(packed["packed_from"], "o/r:a-Q8_0.gguf");
+    assert_eq!(packed["packed_from"], serde_json::json!(["o/r:a-Q8_0.gguf"]));
     let sizes: u64 = all["models"].as_array().unwrap().iter().map(|m| m["bytes"].as_u64().unwrap()).sum();
     assert_eq!(all["total_bytes"], sizes);
     let (table, _) = works(&mut home.lutite(&["ls"]));
     holds(&table, &["o/r:a-Q8_0.gguf", "packed from o/r:a-Q8_0.gguf", "2 models, ", "now"]);
+
+    // The same bytes elsewhere keep what was packed of them.
+    fs::copy(home.pointer("a-Q8_0.gguf"), home.path("copy.gguf")).unwrap();
+    assert_eq!(run(&home, &["copy.gguf"]), answer);
+    assert_eq!(list(&home)["models"][1]["packed_from"].as_array().unwrap().len(), 2);
+    let (_, plan) = works(&mut home.lutite(&["rm", "o/r", "-n"]));
+    assert!(!plan.contains("exact"), "{plan}");
+    fs::remove_file(home.path("copy.gguf")).unwrap();
 
     // Nobody to ask, then a dry run, then in earnest.
     holds(&fails(&mut home.lutite(&["rm", "o/r"])), &["nobody to ask", "--yes"]);
