@@ -10,8 +10,12 @@ use std::str::FromStr;
 /// Which model.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// Model file, a name of the catalog, or owner/repo[:quant] of a hub [default: smollm2]
-    #[arg(id = "name", value_name = "MODEL")]
+    /// A model file, a name of the catalog, or a model of a hub.
+    #[arg(
+        id = "name",
+        value_name = "MODEL",
+        help = "Model file, name of the catalog, or owner/repo[:quant] of a hub [default: smollm2]"
+    )]
     pub name: Option<String>,
     /// The same, as a flag
     #[arg(short, long, value_name = "MODEL")]

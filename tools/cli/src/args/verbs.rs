@@ -78,8 +78,12 @@ pub struct TalkArgs {
                   where the official client has them: $HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub."
 )]
 pub struct PullArgs {
-    /// Name in the catalog, or owner/repo[:file-or-quant][@revision] of a hub
-    #[arg(value_name = "NAME", default_value = catalog::DEFAULT)]
+    /// A name of the catalog, or a model of a hub.
+    #[arg(
+        value_name = "NAME",
+        default_value = catalog::DEFAULT,
+        help = "Name in the catalog, or owner/repo[:file-or-quant][@revision] of a hub"
+    )]
     pub name: String,
 }
 

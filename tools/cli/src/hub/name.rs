@@ -24,7 +24,7 @@ pub struct Name {
 const PART_MAX: usize = 96;
 
 impl Name {
-    /// The revision, [`MAIN`] if none was named.
+    /// The revision, `main` if none was named.
     #[must_use]
     pub fn revision(&self) -> &str {
         self.revision.as_deref().unwrap_or(MAIN)
