@@ -220,7 +220,8 @@ fn source_hash(source: &Path, bytes: &Bytes, folder: &Path) -> anyhow::Result<(u
     let full = fs::canonicalize(source).with_context(|| format!("cannot find {}", source.display()))?;
     let changed = fs::metadata(&full).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
     let changed = changed.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    let state = format!("{} {} {changed}", full.display(), bytes.len());
+    // The source has a line of its own, for `sources`.
+    let state = format!("{0} {1} {changed}\n{0}", full.display(), bytes.len());
     let path = folder.join(format!("{:016x}.hash", xxh3_64(full.as_os_str().as_encoded_bytes())));
     if let Ok(text) = fs::read_to_string(&path)
         && let Some((hash, of)) = text.split_once(' ')
@@ -238,8 +239,8 @@ pub(crate) fn sources(folder: &Path) -> Vec<(u64, PathBuf, PathBuf)> {
     let stamps = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let read = |stamp: PathBuf| {
         let text = fs::read_to_string(&stamp).ok()?;
-        let (hash, state) = text.split_once(' ')?;
-        let source = state.rsplitn(3, ' ').nth(2)?;
+        let (hash, _) = text.split_once(' ')?;
+        let (_, source) = text.split_once('\n')?;
         Some((u64::from_str_radix(hash, 16).ok()?, PathBuf::from(source), stamp))
     };
     stamps.filter(|stamp| stamp.extension().is_some_and(|e| e == "hash")).filter_map(read).collect()
