@@ -98,7 +98,9 @@ impl Tokenizer {
         let unk = checked("tokenizer.ggml.unknown_token_id", spec.unk, Some(0));
         let pad = checked("tokenizer.ggml.padding_token_id", spec.pad, None);
         // Before the merges add texts that are no tokens.
-        let ends = special::find_ends(&strings, &mut kinds, &[eos, eot, eom]);
+        let eog = spec.eog.iter().map(|&id| checked("tokenizer.eog_token_ids", Some(id), None));
+        let named: Vec<Option<u32>> = [eos, eot, eom].into_iter().chain(eog).collect();
+        let ends = special::find_ends(&strings, &mut kinds, &named);
         let specials = Specials::new(&strings, &kinds);
 
         let (method, add_bos) = if spm {

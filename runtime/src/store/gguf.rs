@@ -294,6 +294,14 @@ impl<'a> Gguf<'a> {
         self.typed(key, "an integer that fits u64", |v| v.integer())
     }
 
+    /// The integer of a key, of whatever integer type, if it fits.
+    ///
+    /// # Errors
+    /// As [`str`](Self::str).
+    pub fn i32(&self, key: &str) -> Result<Option<i32>, GgufError> {
+        self.typed(key, "an integer that fits i32", |v| v.integer())
+    }
+
     /// The `f32` of a key.
     ///
     /// # Errors
@@ -333,6 +341,16 @@ impl<'a> Gguf<'a> {
     pub fn i32_array(&self, key: &str) -> Result<Option<Elements<'a, i32>>, GgufError> {
         self.typed(key, "array of integers that fit i32", |v| {
             if let Value::Array(a) = v { a.i32s() } else { None }
+        })
+    }
+
+    /// The integers of a key's array, of whatever integer type, if every one fits.
+    ///
+    /// # Errors
+    /// As [`str`](Self::str).
+    pub fn u32_array(&self, key: &str) -> Result<Option<Elements<'a, u32>>, GgufError> {
+        self.typed(key, "array of integers that fit u32", |v| {
+            if let Value::Array(a) = v { a.u32s() } else { None }
         })
     }
 

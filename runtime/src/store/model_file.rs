@@ -55,7 +55,7 @@ impl RowOrder {
     }
 
     /// Where row `row` lies.
-    fn place(self, row: usize) -> usize {
+    pub fn place(self, row: usize) -> usize {
         match self {
             RowOrder::Listed => row,
             RowOrder::EvenOdd { head } => row / head * head + row % 2 * (head / 2) + row % head / 2,
@@ -102,9 +102,9 @@ impl ModelFile {
         self.len() == 0
     }
 
-    /// Metadata and descriptions alone, where they are apart from the tensors.
-    pub fn assembled_head(&self) -> Option<&[u8]> {
-        self.parts.is_some().then_some(&self.head)
+    /// What [`Self::gguf`] is parsed from: the whole file, or the head where the tensors lie elsewhere.
+    pub fn head(&self) -> &[u8] {
+        &self.head
     }
 
     /// All bytes that say what the model is, for a checksum: the file; or the head and then each tensor's data, with

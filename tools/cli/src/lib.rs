@@ -9,6 +9,7 @@ mod bandwidth;
 mod cache;
 pub mod catalog;
 mod cmd;
+mod folder;
 pub mod interrupt;
 pub mod judge;
 mod load;
