@@ -133,13 +133,15 @@ pub(crate) fn tokenizer(gguf: &Gguf<'_>) -> Value {
     let kind = |id: usize| spec.token_types.get(id).copied().unwrap_or(1);
     let mut vocab = serde_json::Map::new();
     let mut added = Vec::new();
+    // Added tokens have the highest ids, or else are in the vocabulary as well.
+    let plain = (0..spec.tokens.len()).rev().find(|&id| !matches!(kind(id), 2..=4));
     for (id, text) in spec.tokens.iter().enumerate() {
         let special = matches!(kind(id), 2 | 3);
         if special || kind(id) == 4 {
             added.push(json!({ "id": id, "content": text, "special": special, "normalized": false,
                 "lstrip": false, "rstrip": false, "single_word": false }));
         }
-        if spm || !(special || kind(id) == 4) {
+        if plain.is_some_and(|plain| id <= plain) {
             vocab.insert((*text).to_owned(), id.into());
         }
     }
@@ -175,7 +177,11 @@ pub(crate) fn tokenizer(gguf: &Gguf<'_>) -> Value {
     let add_bos = spec.add_bos.unwrap_or(spm || spec.pre == Some("llama-bpe"));
     let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
     let single: Vec<Value> = add_bos.then(|| special(spec.bos)).into_iter().chain([text]).collect();
-    let post = json!({ "type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {} });
+    let frame = |id: u32| json!({ "id": spec.tokens[id as usize], "ids": [id], "tokens": [spec.tokens[id as usize]] });
+    let framed: serde_json::Map<String, Value> =
+        spec.bos.iter().map(|&id| (spec.tokens[id as usize].to_owned(), frame(id))).collect();
+    let post =
+        json!({ "type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": framed });
     json!({
         "version": "1.0",
         "added_tokens": added,
@@ -209,12 +215,8 @@ fn spm_merges(spec: &TokenizerSpec<'_>) -> Vec<Value> {
         }
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    // Newer files have pairs, older ones a space between.
-    merges
-        .iter()
-        .enumerate()
-        .map(|(i, m)| if i % 2 == 0 { json!([m.2, m.3]) } else { json!(format!("{} {}", m.2, m.3)) })
-        .collect()
+    // Newer files have pairs; those of the other vocabularies are older and have a space between.
+    merges.iter().map(|m| json!([m.2, m.3])).collect()
 }
 
 /// The special tokens by name.
