@@ -45,7 +45,7 @@ fn logits(file: impl Into<ModelFile>, vocab: u32) -> Vec<u32> {
 
 #[test]
 fn a_folder_gives_the_bits_of_its_gguf_file() {
-    let (folder, twin) = (import(&stories()), ModelFile::from(twin()));
+    let (folder, twin) = (import(&stories()), ModelFile::from(&twin()));
     assert!(logits(&folder, 512) == logits(&twin, 512), "logits differ");
     // The same tokens with the same meaning.
     let (a, b) = (folder.gguf().unwrap(), twin.gguf().unwrap());
@@ -72,7 +72,7 @@ fn shards_give_the_bits_of_one_file() {
     let twin = twin();
     let tensors = hf_tensors(&Gguf::parse(&twin).unwrap());
     let mut files = stories();
-    let whole = logits(&import(&files), 512);
+    let whole = logits(import(&files), 512);
     files.remove("model.safetensors");
     let mut map = serde_json::Map::new();
     for (i, part) in tensors.chunks(7).enumerate() {
@@ -86,7 +86,7 @@ fn shards_give_the_bits_of_one_file() {
     }
     let index = json!({ "metadata": { "total_size": 1 }, "weight_map": map });
     files.insert("model.safetensors.index.json".into(), index.to_string().into_bytes());
-    assert!(logits(&import(&files), 512) == whole, "logits differ");
+    assert!(logits(import(&files), 512) == whole, "logits differ");
 }
 
 /// Half floats, grouped queries, an untied head; and data that starts at an odd byte.
@@ -96,11 +96,11 @@ fn half_floats_anywhere_in_a_file() {
     let gguf = Gguf::parse(&bytes).unwrap();
     let want = logits(&Bytes::new(bytes.clone()), 512);
     let mut files = folder_of(&gguf);
-    assert!(logits(&import(&files), 512) == want, "logits differ");
+    assert!(logits(import(&files), 512) == want, "logits differ");
     let mut tensors = hf_tensors(&gguf);
     tensors.insert(0, ("model.rotary_emb.inv_freq".into(), "U8", vec![1], vec![0]));
     files.insert("model.safetensors".into(), safetensors(&tensors));
-    assert!(logits(&import(&files), 512) == want, "logits differ");
+    assert!(logits(import(&files), 512) == want, "logits differ");
 }
 
 /// Biases go the way of their rows; a tied head that is saved all the same is passed over.
@@ -123,7 +123,7 @@ fn biases_and_a_tied_copy() {
         }
         all
     };
-    let before = logits(&import(&files), 512);
+    let before = logits(import(&files), 512);
     // Row r of a head of 8 is stored at r / 2 and the odd ones 4 further: its bias has to follow.
     let follows = biased(|at| at / 8 * 8 + if at % 8 < 4 { 2 * (at % 8) } else { 2 * (at % 8 - 4) + 1 });
     let mut with_head = follows.clone();

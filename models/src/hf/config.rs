@@ -354,7 +354,7 @@ mod tests {
         // What the reader multiplies with in the end is what the file says.
         match scaling(&format!("{yarn}, \"attention_factor\": 1.5}}")) {
             Scaling::Yarn { attention, .. } => {
-                assert!((attention * (1.0 + 0.1 * 8f64.ln()) - 1.5).abs() < 1e-12)
+                assert!((attention * (1.0 + 0.1 * 8f64.ln()) - 1.5).abs() < 1e-12);
             }
             other => panic!("{other:?}"),
         }

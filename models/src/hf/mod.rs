@@ -55,7 +55,7 @@ pub fn import(name: &str, open: OpenFile<'_>) -> Result<Imported> {
     let mut warnings = Vec::new();
     let text = folder
         .require("config.json", "this is no folder of a Hugging Face model, or its download is incomplete")?;
-    let config = HfConfig::read(&text_of("config.json", &text)?, &mut warnings)?;
+    let config = HfConfig::read(text_of("config.json", &text)?, &mut warnings)?;
 
     let mut w = GgufWriter::new();
     w.set("general.architecture", "llama")?;
@@ -65,7 +65,7 @@ pub fn import(name: &str, open: OpenFile<'_>) -> Result<Imported> {
     let mut ends = config.eos.clone();
     if let Some(bytes) = &generation {
         let text = text_of("generation_config.json", bytes)?;
-        generation::write(&text, &mut w, &mut ends)?;
+        generation::write(text, &mut w, &mut ends)?;
     }
     set_tokenizer(&mut folder, &config, &ends, &mut w, &mut warnings)?;
     if let Some(template) = chat::template(&mut folder)? {

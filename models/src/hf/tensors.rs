@@ -3,9 +3,8 @@
 use super::config::HfConfig;
 use super::names::{Wanted, ignored, wanted};
 use super::{Folder, fault, json_fault, text_of};
-use crate::error::{Error, Result};
-use lutite_kernels::ggml::GgmlType;
-use lutite_kernels::ggml::dequantize_row;
+use crate::error::Result;
+use lutite_kernels::ggml::{GgmlType, dequantize_row};
 use lutite_runtime::json::{Object, Text};
 use lutite_runtime::store::{Bytes, Dtype, GgufWriter, RowOrder, Safetensors, TensorPart, TensorView};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A model in one file.
 const SINGLE: &str = "model.safetensors";
 /// The list of a model's files.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
+const INDEX: &str = "model.safetensors.index.json";
 
 /// Where a tensor is.
 struct Found<'a> {
@@ -24,13 +23,9 @@ struct Found<'a> {
 
 /// Adds the descriptions of all tensors to `w` and returns where their data is, in the same order.
 pub(super) fn add(folder: &mut Folder<'_>, c: &HfConfig, w: &mut GgufWriter) -> Result<Vec<TensorPart>> {
-    let (shards, index) = shards(folder)?;
-    let index = match &index {
-        None => None,
-        Some(bytes) => Some(weight_map(text_of(INDEX, bytes)?)?),
-    };
+    let Shards { files, index } = Shards::open(folder)?;
     let mut found: BTreeMap<String, Found<'_>> = BTreeMap::new();
-    for (shard, file) in &shards {
+    for (shard, file) in &files {
         let parsed = Safetensors::parse(file).map_err(|e| fault(shard, e.to_string()))?;
         for view in parsed.tensors() {
             // Shards of another saving may lie beside these: the index says which one counts.
@@ -79,22 +74,32 @@ pub(super) fn add(folder: &mut Folder<'_>, c: &HfConfig, w: &mut GgufWriter) -> 
     Ok(parts)
 }
 
-/// The files with weights, by name, and the index if there is one.
-fn shards(folder: &mut Folder<'_>) -> Result<(Vec<(String, Bytes)>, Option<Bytes>)> {
-    if let Some(file) = folder.read(SINGLE)? {
-        return Ok((vec![(SINGLE.to_owned(), file)], None));
+/// The files with weights.
+struct Shards {
+    /// By name.
+    files: Vec<(String, Bytes)>,
+    /// Which of them each tensor is in, where there is an index.
+    index: Option<BTreeMap<String, String>>,
+}
+
+impl Shards {
+    fn open(folder: &mut Folder<'_>) -> Result<Shards> {
+        if let Some(file) = folder.read(SINGLE)? {
+            return Ok(Shards { files: vec![(SINGLE.to_owned(), file)], index: None });
+        }
+        let what_to_do = format!(
+            "and so is {SINGLE}: the folder has no weights in safetensors (other formats are not read); fetch it again"
+        );
+        let text = folder.require(INDEX, &what_to_do)?;
+        let index = weight_map(text_of(INDEX, &text)?)?;
+        let names: BTreeSet<&String> = index.values().collect();
+        let mut files = Vec::new();
+        for name in names {
+            let file = folder.require(name, &format!("but {INDEX} names it; fetch it again"))?;
+            files.push((name.clone(), file));
+        }
+        Ok(Shards { files, index: Some(index) })
     }
-    let what_to_do = format!(
-        "and so is {SINGLE}: the folder has no weights in safetensors (other formats are not read); fetch it again"
-    );
-    let index = folder.require(INDEX, &what_to_do)?;
-    let names: BTreeSet<String> = weight_map(text_of(INDEX, &index)?)?.into_values().collect();
-    let mut shards = Vec::new();
-    for name in names {
-        let file = folder.require(&name, &format!("but {INDEX} names it; fetch it again"))?;
-        shards.push((name, file));
-    }
-    Ok((shards, Some(index)))
 }
 
 /// Which file each tensor is in.
@@ -150,7 +155,7 @@ fn part(t: &Wanted, f: &Found<'_>, c: &HfConfig, w: &mut GgufWriter) -> Result<T
         w.add_tensor(&t.gguf, GgmlType::F32, &columns_first)?;
         return Ok(TensorPart { data, order: RowOrder::Listed });
     }
-    w.add_tensor(&t.gguf, ty, &columns_first).map_err(Error::from)?;
+    w.add_tensor(&t.gguf, ty, &columns_first)?;
     Ok(TensorPart { data, order })
 }
 

@@ -122,15 +122,9 @@ impl ModelFile {
     }
 }
 
-impl From<Bytes> for ModelFile {
-    fn from(file: Bytes) -> ModelFile {
-        ModelFile { head: file, parts: None }
-    }
-}
-
 impl From<&Bytes> for ModelFile {
     fn from(file: &Bytes) -> ModelFile {
-        file.clone().into()
+        ModelFile { head: file.clone(), parts: None }
     }
 }
 

@@ -31,7 +31,7 @@ pub(crate) fn find(named: &str) -> anyhow::Result<Source> {
     if let Some(path) = folder::of(&path) {
         return folder::open(path);
     }
-    let file = Bytes::new(Map::open(&path)?).into();
+    let file = ModelFile::from(&Bytes::new(Map::open(&path)?));
     Ok(Source { files: vec![path.clone()], path, file, verified: false })
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn pack(
     threads: usize,
     in_memory: bool,
 ) -> anyhow::Result<Source> {
-    let file = cache::packed(&source, options, threads, in_memory)?.into();
+    let file = (&cache::packed(&source, options, threads, in_memory)?).into();
     Ok(Source { file, verified: true, ..source })
 }
 

@@ -3,7 +3,7 @@ use crate::tokenizer::{TokenKind, Tokenizer};
 use serde_json::{Value, json};
 
 /// `tokenizer.json` of a small byte-level vocabulary with the fields of `more` on top.
-fn file(more: Value) -> Value {
+fn file(more: &Value) -> Value {
     let mut o = json!({
         "added_tokens": [
             { "id": 0, "content": "<|end|>", "special": true },
@@ -24,8 +24,8 @@ fn read_with<T>(file: &Value, config: Option<&str>, then: impl FnOnce(HfTokenize
     HfTokenizer::read(&files, &ModelIds { vocab: 10, bos: None, ends: &[0] }).map(then)
 }
 
-fn message(more: Value) -> String {
-    match read_with(&file(more.clone()), None, |_| ()) {
+fn message(more: &Value) -> String {
+    match read_with(&file(more), None, |_| ()) {
         Ok(()) => panic!("accepted: {more}"),
         Err(e) => e.to_string(),
     }
@@ -34,7 +34,7 @@ fn message(more: Value) -> String {
 #[test]
 fn added_tokens_and_holes() {
     let (t, warnings) =
-        read_with(&file(json!({})), None, |t| (Tokenizer::new(&t.spec()).unwrap(), t.warnings.clone()))
+        read_with(&file(&json!({})), None, |t| (Tokenizer::new(&t.spec()).unwrap(), t.warnings.clone()))
             .unwrap();
     assert!(warnings.is_empty(), "{warnings:?}");
     assert_eq!(t.encode("ab<tool>a<|end|>", false, true), [3, 9, 1, 0]);
@@ -46,7 +46,7 @@ fn added_tokens_and_holes() {
     assert_eq!((t.eog_ids(), t.bos(), t.adds_bos(), t.vocab_size()), (&[0][..], None, false, 10));
     // Outside of the embedding: left out, and said. White space beside a token: not done, and said.
     let added = json!({ "added_tokens": [{ "id": 10, "content": "<x>" }, { "id": 8, "content": "<y>", "rstrip": true }] });
-    let warnings = read_with(&file(added), None, |t| t.warnings.clone()).unwrap();
+    let warnings = read_with(&file(&added), None, |t| t.warnings.clone()).unwrap();
     assert!(
         warnings[0].contains("1 added tokens (\"<x>\") have ids that the embedding has no row for"),
         "{warnings:?}"
@@ -66,19 +66,19 @@ fn what_goes_around_a_text() {
     let encode = |file: &Value, config: Option<&str>| {
         read_with(file, config, |t| Tokenizer::new(&t.spec()).unwrap().encode("a", true, false)).unwrap()
     };
-    assert_eq!(encode(&file(template(&["<|end|>"], &[])), None), [0, 1]);
-    assert_eq!(encode(&file(template(&[], &["<|end|>"])), None), [1, 0]);
+    assert_eq!(encode(&file(&template(&["<|end|>"], &[])), None), [0, 1]);
+    assert_eq!(encode(&file(&template(&[], &["<|end|>"])), None), [1, 0]);
     // The configuration's word goes before the template's.
-    assert_eq!(encode(&file(template(&["<|end|>"], &[])), Some(r#"{"add_bos_token": false}"#)), [1]);
+    assert_eq!(encode(&file(&template(&["<|end|>"], &[])), Some(r#"{"add_bos_token": false}"#)), [1]);
     let named = r#"{"bos_token": {"content": "<|end|>"}, "add_bos_token": true}"#;
-    assert_eq!(encode(&file(json!({})), Some(named)), [0, 1]);
+    assert_eq!(encode(&file(&json!({})), Some(named)), [0, 1]);
     let sequence = json!({ "post_processor": { "type": "Sequence",
         "processors": [{ "type": "ByteLevel" }, template(&["<|end|>"], &[])["post_processor"]] } });
-    assert_eq!(encode(&file(sequence), None), [0, 1]);
-    assert!(message(template(&["<|end|>", "<tool>"], &[])).contains("more than one token before or after"));
-    assert!(message(template(&["<none>"], &[])).contains("\"<none>\" is no token"));
+    assert_eq!(encode(&file(&sequence), None), [0, 1]);
+    assert!(message(&template(&["<|end|>", "<tool>"], &[])).contains("more than one token before or after"));
+    assert!(message(&template(&["<none>"], &[])).contains("\"<none>\" is no token"));
     assert!(
-        message(json!({ "post_processor": { "type": "BertProcessing" } }))
+        message(&json!({ "post_processor": { "type": "BertProcessing" } }))
             .contains("\"BertProcessing\" is not known")
     );
 }
@@ -93,13 +93,13 @@ fn ways_to_cut_text_that_are_not_known_are_refused() {
     let gpt2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
     for behavior in ["Isolated", "Removed"] {
         assert_eq!(
-            read_with(&file(split(gpt2, behavior)), None, |t| t.kind).unwrap(),
+            read_with(&file(&split(gpt2, behavior)), None, |t| t.kind).unwrap(),
             Kind::Bytes { pre: "gpt-2" }
         );
     }
-    assert!(message(split(gpt2, "MergedWithNext")).contains("Split: of its kinds only"));
+    assert!(message(&split(gpt2, "MergedWithNext")).contains("Split: of its kinds only"));
     assert!(
-        message(split(r"\p{L}+", "Isolated")).contains("it cuts text in a way that is not known (GPT-2's")
+        message(&split(r"\p{L}+", "Isolated")).contains("it cuts text in a way that is not known (GPT-2's")
     );
     for (more, why) in [
         (json!({ "pre_tokenizer": null }), "it cuts text in a way that is not known"),
@@ -121,14 +121,14 @@ fn ways_to_cut_text_that_are_not_known_are_refused() {
         (json!({ "model": { "ignore_merges": true } }), "model.ignore_merges: is true"),
         (json!({ "model": null }), "model: is missing"),
     ] {
-        let found = message(more);
+        let found = message(&more);
         assert!(found.starts_with("tokenizer.json: ") && found.contains(why), "{found}");
     }
     let nested = (0..20).fold(
         json!({ "type": "ByteLevel" }),
         |inner, _| json!({ "type": "Sequence", "pretokenizers": [inner] }),
     );
-    assert!(message(json!({ "pre_tokenizer": nested })).contains("more steps than any real one"));
+    assert!(message(&json!({ "pre_tokenizer": nested })).contains("more steps than any real one"));
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn scores_from_merges() {
     assert_eq!(t.encode("ab A", false, false), [7, 2, 1]);
     assert_eq!((t.kind(0), t.kind(1)), (Some(TokenKind::Unknown), Some(TokenKind::Byte)));
     // One way to make ▁ab that SentencePiece has and these merges have not.
-    let found = message(pieces(json!([["▁", "a"], ["a", "b"], ["▁a", "b"]])));
+    let found = message(&pieces(json!([["▁", "a"], ["a", "b"], ["▁a", "b"]])));
     assert!(found.contains("1 of 8 tokens (\"▁ab\") lack a merge that SentencePiece would do"), "{found}");
-    assert!(message(pieces(json!(["a x"]))).contains("\"a x\" joins or makes what is no token"));
+    assert!(message(&pieces(json!(["a x"]))).contains("\"a x\" joins or makes what is no token"));
 }

@@ -15,6 +15,7 @@ use lutite_models::{Model, Path};
 use lutite_quant::PackOptions;
 use lutite_runtime::decode::{Decoder, Logits};
 use lutite_runtime::os::memory;
+use lutite_runtime::store::ModelFile;
 use report::Row;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -88,7 +89,7 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
 fn source(args: &BenchArgs, threads: usize) -> anyhow::Result<(String, Source)> {
     if let Some(which) = args.synthetic {
         let recipe = Recipe::new(which, args.bits, args.group)?;
-        let (path, file) = (PathBuf::from(recipe.name()), recipe.build(threads)?.into());
+        let (path, file) = (PathBuf::from(recipe.name()), ModelFile::from(&recipe.build(threads)?));
         return Ok((recipe.name(), Source { path, files: Vec::new(), file, verified: true }));
     }
     let named = args.model.named();
