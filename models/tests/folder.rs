@@ -211,10 +211,6 @@ fn tokenizer_json_gives_the_ids_of_llama_cpp() {
         let bytes = std::fs::read(dir.join(file)).unwrap();
         let gguf = Gguf::parse(&bytes).unwrap();
         let (json, config) = (tokenizer(&gguf).to_string(), tokenizer_config(&gguf).to_string());
-        if let Some(out) = std::env::var_os("LUTITE_KEEP_TOKENIZERS") {
-            // To be read by other programs.
-            std::fs::write(PathBuf::from(out).join(format!("{name}.json")), &json).unwrap();
-        }
         let spec = TokenizerSpec::from_gguf(&gguf).unwrap();
         let ends: Vec<u32> = spec.eos.into_iter().collect();
         let files = TokenizerFiles { tokenizer: &json, config: Some(&config), special_tokens_map: None };

@@ -58,7 +58,8 @@ pub(super) fn add(folder: &mut Folder<'_>, c: &HfConfig, w: &mut GgufWriter) -> 
             }
         }
     }
-    if let Some((name, f)) = found.iter().find(|(name, _)| !ignored(name, c)) {
+    found.retain(|name, _| !ignored(name, c));
+    if let Some((name, f)) = found.first_key_value() {
         let (name, rest) = (name.chars().take(100).collect::<String>(), found.len() - 1);
         let why = format!(
             "has the tensor {name} ({rest} more like it), which no Llama has; config.json is another model's, or the weights are \

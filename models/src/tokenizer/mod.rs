@@ -6,7 +6,8 @@
 //! special tokens), it brings some seventy crates, and it allocates a string per token and per merge while loading. What
 //! is left to write is small: two merge loops, four scanners in place of regular expressions, and a string table. This
 //! loads a 128k vocabulary in tens of milliseconds, depends on three small crates without C, so builds for iOS and
-//! Android like anything else, and its worst case is O(n log n) whatever the text.
+//! Android like anything else, and its worst case is O(n log n) whatever the text. A folder's `tokenizer.json` is put
+//! into the same terms ([`crate::hf::tokenizer`]).
 
 mod bpe;
 mod gguf;
