@@ -1,15 +1,20 @@
 //! A Hugging Face folder and the GGUF file of the same model: equal logits, equal tokens.
 
+#[path = "common/edit.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod edit;
 #[path = "common/folder.rs"]
 mod folder;
 
+use edit::edit;
 use folder::{Files, folder_of, hf_tensors, opener, safetensors, tokenizer, tokenizer_config};
+use lutite_kernels::ggml::GgmlType;
 use lutite_kernels::isa::Isa;
 use lutite_models::hf::tokenizer::{Files as TokenizerFiles, HfTokenizer, ModelIds};
 use lutite_models::sampling::SamplingDefaults;
 use lutite_models::{ChatTemplate, OpenOptions, Path, Tokenizer, TokenizerSpec, hf, open};
 use lutite_runtime::decode::{Decoder, Logits};
-use lutite_runtime::store::{Bytes, Gguf, ModelFile};
+use lutite_runtime::store::{Bytes, Gguf, ModelFile, Value};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -135,6 +140,40 @@ fn biases_and_a_tied_copy() {
     let q = q.require("blk.0.attn_q.bias").unwrap();
     let values: Vec<f32> = q.data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
     assert!(values.iter().enumerate().all(|(r, &x)| x == r as f32 / 64.0), "{values:?}");
+}
+
+/// A stretched model: what config.json says is what GGUF's keys and `rope_freqs` say.
+#[test]
+fn rotary_scaling_is_that_of_the_gguf_file() {
+    let twin = twin();
+    let with = |rope: &serde_json::Value| {
+        let mut files = stories();
+        let mut config: serde_json::Value = serde_json::from_slice(&files["config.json"]).unwrap();
+        config["rope_scaling"] = rope.clone();
+        files.insert("config.json".into(), config.to_string().into_bytes());
+        import(&files)
+    };
+    let plain = logits(&twin, 512);
+    let text = |kind| ("llama.rope.scaling.type", Some(Value::Str(kind)));
+    let factor = |x| ("llama.rope.scaling.factor", Some(Value::F32(x)));
+    let linear = edit(&twin, &[text("linear"), factor(4.0)], |_| {});
+    let folder = logits(with(&json!({ "type": "linear", "factor": 4.0 })), 512);
+    assert!(folder == logits(&Bytes::new(linear), 512) && folder != plain, "linear");
+
+    let original = ("llama.rope.scaling.original_context_length", Some(Value::U32(64)));
+    let yarn = edit(&twin, &[text("yarn"), factor(8.0), original], |_| {});
+    let config = json!({ "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64 });
+    let folder = logits(with(&config), 512);
+    assert!(folder == logits(&Bytes::new(yarn), 512) && folder != plain, "yarn");
+
+    // Heads of 8 dimensions turn 1, 0.1, 0.01 and 0.001 radians a position: of 16 positions the first two are kept.
+    let config = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.1, "high_freq_factor": 0.2,
+        "original_max_position_embeddings": 16 });
+    let factors: Vec<u8> = [1.0f32, 1.0, 8.0, 8.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let llama3 =
+        edit(&twin, &[], |all| all.push(("rope_freqs.weight".into(), GgmlType::F32, vec![4], factors)));
+    let folder = logits(with(&config), 512);
+    assert!(folder == logits(&Bytes::new(llama3), 512) && folder != plain, "llama3");
 }
 
 #[test]

@@ -361,12 +361,18 @@ mod tests {
         let llama3 = r#""head_dim": 64, "rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 32.0,
             "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}"#;
         let (c, _) = read(llama3).unwrap();
-        // Llama-3.2-1B: convert_hf_to_gguf.py gives 1 for the first 15 pairs and 32 from the 18th on.
+        // Llama-3.2-1B, by convert_hf_to_gguf.py's formula.
         assert_eq!((c.scaling, c.rope_factors.len()), (Scaling::None, 32));
-        assert!(
-            c.rope_factors[..15].iter().all(|&f| f == 1.0) && c.rope_factors[18..].iter().all(|&f| f == 32.0)
-        );
-        assert!(c.rope_factors[15..18].iter().all(|&f| f > 1.0 && f < 32.0), "{:?}", c.rope_factors);
+        for (pair, &found) in c.rope_factors.iter().enumerate() {
+            let expected = match pair {
+                ..15 => 1.0,
+                15 => 1.651_329_2,
+                16 => 3.292_262_6,
+                17 => 9.666_73,
+                _ => 32.0,
+            };
+            assert!((found - expected).abs() < 1e-5 * expected, "{pair}: {found}");
+        }
     }
 
     #[test]
