@@ -2,18 +2,36 @@
 
 use crate::arch;
 use crate::error::{Error, Result};
-use crate::simd::Kernel;
+use crate::simd::{Kernel, Simd};
 
 /// A tier of instructions that this machine was found to have. Make one with [`Isa::detect`] (or
 /// [`Isa::from_env`]) when an engine is built, and pass it to every kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Isa(Tier);
 
+/// Names of processor features, as Rust spells them, and whether this machine has them.
+pub type Features = Vec<(&'static str, bool)>;
+
+#[cfg(target_arch = "x86_64")]
+macro_rules! features {
+    ($($f:tt),*) => { vec![$(($f, is_x86_feature_detected!($f))),*] };
+}
+#[cfg(target_arch = "aarch64")]
+macro_rules! features {
+    ($($f:tt),*) => { vec![$(($f, std::arch::is_aarch64_feature_detected!($f))),*] };
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Tier {
     Scalar(arch::Scalar),
     #[cfg(target_arch = "x86_64")]
     Avx2(arch::Avx2),
+    #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+    Neon(arch::Neon<arch::Base>),
+    #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+    NeonDot(arch::Neon<arch::Dot>),
+    #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+    NeonI8mm(arch::Neon<arch::I8mm>),
 }
 
 impl Isa {
@@ -33,6 +51,12 @@ impl Isa {
         let mut all = vec![Isa::scalar()];
         #[cfg(target_arch = "x86_64")]
         all.extend(arch::Avx2::detect().map(|t| Isa(Tier::Avx2(t))));
+        #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+        {
+            all.extend(arch::Neon::detect().map(|t| Isa(Tier::Neon(t))));
+            all.extend(arch::Neon::detect().map(|t| Isa(Tier::NeonDot(t))));
+            all.extend(arch::Neon::detect().map(|t| Isa(Tier::NeonI8mm(t))));
+        }
         all
     }
 
@@ -65,36 +89,59 @@ impl Isa {
             Tier::Scalar(_) => "scalar",
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(_) => "avx2",
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Tier::Neon(_) => "neon",
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Tier::NeonDot(_) => "neon-dot",
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Tier::NeonI8mm(_) => "neon-i8mm",
         }
     }
 
-    /// The processor features that tiers are made of, present ones and future ones, and whether this machine
-    /// has them: for a person who wonders why a tier was not taken.
-    pub fn features() -> Vec<(&'static str, bool)> {
+    /// The tiers of this architecture, slowest first, each with the processor features that it needs and whether this
+    /// machine has them: for a person who wonders why a tier was or was not taken.
+    pub fn tiers() -> Vec<(&'static str, Features)> {
+        #[allow(unused_mut)]
+        let mut all = vec![("scalar", vec![])];
         #[cfg(target_arch = "x86_64")]
-        macro_rules! has {
-            ($($f:tt),*) => { vec![$(($f, is_x86_feature_detected!($f))),*] };
-        }
+        all.push(("avx2", features!["avx2", "fma", "f16c", "bmi2"]));
+        #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+        all.extend([
+            ("neon", features!["neon"]),
+            ("neon-dot", features!["neon", "dotprod"]),
+            ("neon-i8mm", features!["neon", "dotprod", "i8mm"]),
+        ]);
+        all
+    }
+
+    /// Features that later tiers will be made of, and whether this machine has them.
+    pub fn unused_features() -> Features {
         #[cfg(target_arch = "x86_64")]
-        return has!["avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512vbmi", "avx512vnni"];
+        return features!["avx512f", "avx512bw", "avx512vbmi", "avx512vnni"];
         #[cfg(target_arch = "aarch64")]
-        macro_rules! has {
-            ($($f:tt),*) => { vec![$(($f, std::arch::is_aarch64_feature_detected!($f))),*] };
-        }
-        #[cfg(target_arch = "aarch64")]
-        return has!["neon", "fp16", "dotprod", "i8mm", "sve"];
+        return features!["fp16", "sve"];
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         return Vec::new();
     }
 
-    /// Runs a kernel on this tier.
+    /// Runs a kernel on this tier. The tiers above NEON differ from it in byte products only: compiling everything
+    /// else for them again would make nothing but a larger program.
     #[inline]
     pub(crate) fn run<K: Kernel>(self, k: K) -> K::Output {
-        use crate::simd::Simd;
         match self.0 {
             Tier::Scalar(t) => t.vectorize(k),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(t) => t.vectorize(k),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Tier::Neon(t) => t.vectorize(k),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Tier::NeonDot(t) if K::PRODUCTS => t.vectorize(k),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Tier::NeonDot(t) => t.base().vectorize(k),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Tier::NeonI8mm(t) if K::PRODUCTS => t.vectorize(k),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Tier::NeonI8mm(t) => t.base().vectorize(k),
         }
     }
 }
@@ -110,5 +157,15 @@ mod tests {
         }
         let e = Isa::by_name("avx1024").unwrap_err().to_string();
         assert!(e.contains("avx1024") && e.contains("scalar"), "{e}");
+    }
+
+    #[test]
+    fn a_tier_runs_where_its_features_are() {
+        let here: Vec<_> = Isa::available().iter().map(|i| i.name()).collect();
+        let by_features = Isa::tiers()
+            .into_iter()
+            .filter(|(_, needs)| needs.iter().all(|(_, has)| *has))
+            .map(|(name, _)| name);
+        assert_eq!(by_features.collect::<Vec<_>>(), here);
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use lutite_kernels::ggml::{GgmlType, uniform_format};
-use lutite_kernels::pack::{GROUPS, MAX_PLANES, ParamKind, PlaneShape};
+use lutite_kernels::pack::{GROUPS, GROUPS_LIST, MAX_PLANES, ParamKind, PlaneShape};
 use lutite_runtime::store::{ARCH_PREFIX, Gguf, PackedInfo, TensorInfo};
 
 /// How many planes a matrix gets, and how its weights get there.
@@ -60,7 +60,7 @@ impl PackOptions {
             }
         }
         if !GROUPS.contains(&self.group) {
-            return Err(Error::Options(format!("group {} is not possible; 32, 64, 128 or 256", self.group)));
+            return Err(Error::Options(format!("group {} is not possible; {GROUPS_LIST}", self.group)));
         }
         if !matches!(self.kind, ParamKind::Hlq8 | ParamKind::Hlq16) {
             return Err(Error::Options("fitted weights have parameters of kind hlq8 or hlq16".into()));
