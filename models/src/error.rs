@@ -34,6 +34,14 @@ pub enum Error {
         /// The families that are.
         supported: String,
     },
+    /// A file of a model folder that is missing or cannot be used.
+    #[error("{file}: {why}")]
+    Folder {
+        /// Its name in the folder.
+        file: String,
+        /// What is wrong, and what to do.
+        why: String,
+    },
     /// A hyperparameter that is missing or makes no sense.
     #[error("{key}: {why}")]
     Config {

@@ -1,12 +1,14 @@
-//! Model families, tokenizers and chat templates: path in, decoder out. See `docs/design.md`.
+//! Model families, tokenizers and chat templates: bytes in, decoder out. See `docs/design.md`.
 #![forbid(unsafe_code)]
 
 pub mod arch;
 pub mod chat;
 pub mod config;
 mod error;
+pub mod hf;
 mod linear;
 pub mod open;
+pub mod sampling;
 pub mod tokenizer;
 mod verify;
 mod weights;

@@ -8,7 +8,7 @@ use crate::weights::{Path, Weights, check_version, is_packed};
 use lutite_kernels::isa::Isa;
 use lutite_runtime::kv::{KvShape, KvType};
 use lutite_runtime::pool::{Pool, PoolConfig};
-use lutite_runtime::store::{Bytes, Gguf};
+use lutite_runtime::store::ModelFile;
 
 /// Tokens that go through the network together in a prompt: enough to read weights rarely, few enough for
 /// their tables to stay in L2.
@@ -63,24 +63,26 @@ pub type Model = Llama;
 ///
 /// # Errors
 /// As [`open`], but for memory.
-pub fn check(bytes: &Bytes) -> Result<Config> {
-    let gguf = Gguf::parse(bytes)?;
+pub fn check(file: impl Into<ModelFile>) -> Result<Config> {
+    let file = file.into();
+    let gguf = file.gguf()?;
     let config = Config::read(&gguf)?;
-    llama::check(&config, &Weights::new(&gguf, bytes, Path::Plain)?)?;
+    llama::check(&config, &Weights::new(&gguf, &file, Path::Plain)?)?;
     Ok(config)
 }
 
-/// Makes a decoder of a model file's bytes.
+/// Makes a decoder of a model's bytes.
 ///
 /// # Errors
 /// When the file is damaged, of an unknown family or not packed, or when the session would not fit into
 /// memory; nothing large has been allocated then.
-pub fn open(bytes: &Bytes, o: &OpenOptions) -> Result<Model> {
-    let gguf = Gguf::parse(bytes)?;
+pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
+    let file = file.into();
+    let gguf = file.gguf()?;
     let mut pool = Pool::new(&PoolConfig { workers: o.workers, ..PoolConfig::default() })?;
     if o.verify && is_packed(&gguf)? {
         check_version(&gguf)?;
-        verify_on(&gguf, bytes, &mut pool)?;
+        verify_on(&gguf, file.head(), &mut pool)?;
     }
     let config = Config::read(&gguf)?;
     let context = o.context.unwrap_or(config.context.min(DEFAULT_CONTEXT));
@@ -99,7 +101,7 @@ pub fn open(bytes: &Bytes, o: &OpenOptions) -> Result<Model> {
     }
     let batch = o.batch.clamp(1, context);
     // The file before the memory: what a damaged file would need means nothing.
-    let weights = Weights::new(&gguf, bytes, o.path)?;
+    let weights = Weights::new(&gguf, &file, o.path)?;
     let loaded = llama::check(&config, &weights)?;
     let need = session_bytes(&config, shape, batch, pool.workers());
     if let Some((available, bound)) = &o.available {

@@ -5,7 +5,9 @@ use crate::error::{Error, Result};
 use crate::linear::{Linear, PackedWeights};
 use lutite_kernels::ggml::{GgmlError, GgmlType, dequantize_row};
 use lutite_kernels::plain::PlainType;
-use lutite_runtime::store::{ARCH_PREFIX, Bytes, FORMAT_VERSION, Gguf, PackedInfo, TensorInfo, layout_tag};
+use lutite_runtime::store::{
+    ARCH_PREFIX, Bytes, FORMAT_VERSION, Gguf, ModelFile, PackedInfo, RowOrder, TensorInfo, layout_tag,
+};
 use std::collections::HashMap;
 
 /// How weight matrices are multiplied.
@@ -22,14 +24,14 @@ pub enum Path {
 /// A model file with the directory of its packed tensors.
 pub(crate) struct Weights<'a> {
     gguf: &'a Gguf<'a>,
-    bytes: &'a Bytes,
+    file: &'a ModelFile,
     packed: HashMap<String, PackedInfo>,
     path: Path,
 }
 
 impl<'a> Weights<'a> {
     /// Reads the directory and checks that this version can read the packed part.
-    pub(crate) fn new(gguf: &'a Gguf<'a>, bytes: &'a Bytes, path: Path) -> Result<Weights<'a>> {
+    pub(crate) fn new(gguf: &'a Gguf<'a>, file: &'a ModelFile, path: Path) -> Result<Weights<'a>> {
         let mut packed = HashMap::new();
         if is_packed(gguf)? {
             check_version(gguf)?;
@@ -42,7 +44,7 @@ impl<'a> Weights<'a> {
                 "this file holds no bit planes; pack it first (lutite quantize)".into(),
             ));
         }
-        Ok(Weights { gguf, bytes, packed, path })
+        Ok(Weights { gguf, file, packed, path })
     }
 
     /// Whether the file has this matrix in either form. `name` has no suffix.
@@ -61,7 +63,12 @@ impl<'a> Weights<'a> {
             }
             None => {
                 let t = self.matrix(&format!("{name}.weight"), rows, cols)?;
-                if plain_type(t.ty).is_some() { 0 } else { numbers }
+                match plain_type(t.ty) {
+                    None => numbers,
+                    Some(_) if t.order == RowOrder::Listed => 0,
+                    // A copy with its rows in order.
+                    Some(_) => t.data.len() as u64,
+                }
             }
         };
         let bias = format!("{name}.bias");
@@ -165,16 +172,14 @@ impl<'a> Weights<'a> {
         if let Some(ty) = plain_type(t.ty) {
             return Ok(Linear::plain(rows, cols, ty, self.part(t)?));
         }
-        let row_bytes = t.data.len() / rows;
-        let numbers = floats(name, rows, cols, |r, row| {
-            Ok(dequantize_row(t.ty, &t.data[r * row_bytes..(r + 1) * row_bytes], row)?)
-        })?;
+        let numbers =
+            floats(name, rows, cols, |r, row| Ok(dequantize_row(t.ty, &t.row_bytes(r..r + 1), row)?))?;
         Ok(Linear::plain(rows, cols, PlainType::F32, numbers))
     }
 
     fn part(&self, t: &TensorInfo<'_>) -> Result<Bytes> {
-        self.bytes
-            .part(t.data)
+        self.file
+            .tensor_bytes(t)
             .ok_or_else(|| Error::Tensor { name: t.name.to_owned(), why: "lies outside of the file".into() })
     }
 }

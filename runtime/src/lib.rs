@@ -4,6 +4,7 @@
 
 pub mod decode;
 mod error;
+pub mod json;
 pub mod kv;
 #[allow(unsafe_code)]
 pub mod os;

@@ -1,7 +1,7 @@
-//! A tokenizer from a GGUF file's metadata.
+//! A tokenizer from a GGUF file's metadata, and to it.
 
 use super::{Tokenizer, TokenizerError, TokenizerSpec};
-use lutite_runtime::store::{Gguf, GgufError};
+use lutite_runtime::store::{Gguf, GgufError, GgufWriter};
 
 impl<'a> TokenizerSpec<'a> {
     /// Reads the `tokenizer.ggml.*` keys.
@@ -28,12 +28,61 @@ impl<'a> TokenizerSpec<'a> {
             eos: gguf.u32("tokenizer.ggml.eos_token_id")?,
             eot: gguf.u32("tokenizer.ggml.eot_token_id")?,
             eom: gguf.u32("tokenizer.ggml.eom_token_id")?,
+            eog: gguf.u32_array(EOG)?.map(Iterator::collect).unwrap_or_default(),
             unk: gguf.u32("tokenizer.ggml.unknown_token_id")?,
             pad: gguf.u32("tokenizer.ggml.padding_token_id")?,
             add_bos: gguf.bool("tokenizer.ggml.add_bos_token")?,
             add_eos: gguf.bool("tokenizer.ggml.add_eos_token")?,
             add_space_prefix: gguf.bool("tokenizer.ggml.add_space_prefix")?,
         })
+    }
+
+    /// Writes the keys that [`TokenizerSpec::from_gguf`] reads.
+    ///
+    /// # Errors
+    /// As [`GgufWriter::set`].
+    pub fn write(&self, w: &mut GgufWriter) -> lutite_runtime::Result<()> {
+        w.set(MODEL, self.model)?;
+        if let Some(pre) = self.pre {
+            w.set("tokenizer.ggml.pre", pre)?;
+        }
+        w.set(TOKENS, &self.tokens[..])?;
+        if !self.scores.is_empty() {
+            w.set("tokenizer.ggml.scores", &self.scores[..])?;
+        }
+        if !self.token_types.is_empty() {
+            w.set("tokenizer.ggml.token_type", &self.token_types[..])?;
+        }
+        if !self.merges.is_empty() {
+            w.set("tokenizer.ggml.merges", &self.merges[..])?;
+        }
+        let ids = [
+            ("bos", self.bos),
+            ("eos", self.eos),
+            ("eot", self.eot),
+            ("eom", self.eom),
+            ("unknown", self.unk),
+            ("padding", self.pad),
+        ];
+        for (name, id) in ids {
+            if let Some(id) = id {
+                w.set(&format!("tokenizer.ggml.{name}_token_id"), id)?;
+            }
+        }
+        if !self.eog.is_empty() {
+            w.set(EOG, &self.eog[..])?;
+        }
+        let flags = [
+            ("bos_token", self.add_bos),
+            ("eos_token", self.add_eos),
+            ("space_prefix", self.add_space_prefix),
+        ];
+        for (name, flag) in flags {
+            if let Some(flag) = flag {
+                w.set(&format!("tokenizer.ggml.add_{name}"), flag)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -49,3 +98,4 @@ impl Tokenizer {
 
 const MODEL: &str = "tokenizer.ggml.model";
 const TOKENS: &str = "tokenizer.ggml.tokens";
+const EOG: &str = "tokenizer.eog_token_ids";

@@ -6,7 +6,8 @@
 //! special tokens), it brings some seventy crates, and it allocates a string per token and per merge while loading. What
 //! is left to write is small: two merge loops, four scanners in place of regular expressions, and a string table. This
 //! loads a 128k vocabulary in tens of milliseconds, depends on three small crates without C, so builds for iOS and
-//! Android like anything else, and its worst case is O(n log n) whatever the text.
+//! Android like anything else, and its worst case is O(n log n) whatever the text. A folder's `tokenizer.json` is put
+//! into the same terms ([`crate::hf::tokenizer`]).
 
 mod bpe;
 mod gguf;
@@ -98,7 +99,9 @@ impl Tokenizer {
         let unk = checked("tokenizer.ggml.unknown_token_id", spec.unk, Some(0));
         let pad = checked("tokenizer.ggml.padding_token_id", spec.pad, None);
         // Before the merges add texts that are no tokens.
-        let ends = special::find_ends(&strings, &mut kinds, &[eos, eot, eom]);
+        let eog = spec.eog.iter().map(|&id| checked("tokenizer.eog_token_ids", Some(id), None));
+        let named: Vec<Option<u32>> = [eos, eot, eom].into_iter().chain(eog).collect();
+        let ends = special::find_ends(&strings, &mut kinds, &named);
         let specials = Specials::new(&strings, &kinds);
 
         let (method, add_bos) = if spm {

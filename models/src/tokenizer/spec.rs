@@ -26,6 +26,9 @@ pub struct TokenizerSpec<'a> {
     pub eot: Option<u32>,
     /// `tokenizer.ggml.eom_token_id`.
     pub eom: Option<u32>,
+    /// `tokenizer.eog_token_ids`: further tokens that end an answer. Ours; llama.cpp knows three by their keys and
+    /// others by their text.
+    pub eog: Vec<u32>,
     /// `tokenizer.ggml.unknown_token_id`.
     pub unk: Option<u32>,
     /// `tokenizer.ggml.padding_token_id`.

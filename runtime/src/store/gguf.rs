@@ -23,6 +23,7 @@ use std::fmt;
 use lutite_kernels::ggml::GgmlType;
 
 use super::fault::{Fault, GgufError, Place};
+use super::model_file::{RowOrder, TensorPart};
 use super::value::{Broken, Cursor, Elements, Value};
 
 /// Most dimensions of a tensor (`GGML_MAX_DIMS`).
@@ -75,10 +76,12 @@ pub struct TensorInfo<'a> {
     /// Values along each dimension, fastest first (a row is `dims[0]` long); 1 behind the last. See
     /// [`Self::shape`].
     pub dims: [u64; MAX_DIMS],
-    /// Where the data starts, in bytes from the start of the file.
+    /// Where the data starts, in bytes from the start of the file; where it lies in another file, where it would start.
     pub offset: u64,
-    /// The data: all rows, one after another, without padding.
+    /// The data as it is stored: all rows, without padding, in the order of `order`.
     pub data: &'a [u8],
+    /// In which order the rows are stored; [`Self::row_bytes`] gives them in their own.
+    pub order: RowOrder,
     n_dims: usize,
 }
 
@@ -123,6 +126,23 @@ impl<'a> Gguf<'a> {
     /// # Errors
     /// [`GgufError`] with the place, the byte and the fault, for the first fault found.
     pub fn parse(bytes: &'a [u8]) -> Result<Gguf<'a>, GgufError> {
+        let (mut gguf, end) = Gguf::parse_head(bytes)?;
+        gguf.place_data(bytes, end)?;
+        Ok(gguf)
+    }
+
+    /// As [`parse`](Self::parse), with the tensors' data elsewhere: one part for each, of the right length.
+    pub(super) fn parse_parts(head: &'a [u8], parts: &'a [TensorPart]) -> Result<Gguf<'a>, GgufError> {
+        let (mut gguf, end) = Gguf::parse_head(head)?;
+        gguf.data_offset = end.next_multiple_of(gguf.alignment);
+        for (t, part) in gguf.tensors.iter_mut().zip(parts) {
+            (t.offset, t.data, t.order) = (gguf.data_offset.saturating_add(t.offset), &part.data, part.order);
+        }
+        Ok(gguf)
+    }
+
+    /// Metadata and descriptions, and where they end.
+    fn parse_head(bytes: &'a [u8]) -> Result<(Gguf<'a>, u64), GgufError> {
         let mut cursor = Cursor { bytes, at: 0 };
         let (version, n_tensors, n_entries) = header(&mut cursor).map_err(|b| located(b, Place::Header))?;
         let mut gguf = Gguf {
@@ -150,8 +170,7 @@ impl<'a> Gguf<'a> {
         }
         gguf.by_name = sorted(gguf.tensors.len(), |i| gguf.tensors[i].name)
             .map_err(|i| tensor_error(gguf.tensors[i].name, None, Fault::Duplicate))?;
-        gguf.place_data(bytes, cursor.at as u64)?;
-        Ok(gguf)
+        Ok((gguf, cursor.at as u64))
     }
 
     /// Turns the tensors' offsets, so far from the start of the data, into offsets in the file, and gives
@@ -275,6 +294,14 @@ impl<'a> Gguf<'a> {
         self.typed(key, "an integer that fits u64", |v| v.integer())
     }
 
+    /// The integer of a key, of whatever integer type, if it fits.
+    ///
+    /// # Errors
+    /// As [`str`](Self::str).
+    pub fn i32(&self, key: &str) -> Result<Option<i32>, GgufError> {
+        self.typed(key, "an integer that fits i32", |v| v.integer())
+    }
+
     /// The `f32` of a key.
     ///
     /// # Errors
@@ -314,6 +341,16 @@ impl<'a> Gguf<'a> {
     pub fn i32_array(&self, key: &str) -> Result<Option<Elements<'a, i32>>, GgufError> {
         self.typed(key, "array of integers that fit i32", |v| {
             if let Value::Array(a) = v { a.i32s() } else { None }
+        })
+    }
+
+    /// The integers of a key's array, of whatever integer type, if every one fits.
+    ///
+    /// # Errors
+    /// As [`str`](Self::str).
+    pub fn u32_array(&self, key: &str) -> Result<Option<Elements<'a, u32>>, GgufError> {
+        self.typed(key, "array of integers that fit u32", |v| {
+            if let Value::Array(a) = v { a.u32s() } else { None }
         })
     }
 
@@ -404,7 +441,8 @@ fn describe_tensor<'a>(cursor: &mut Cursor<'a>, index: u64) -> Result<TensorInfo
         // A scalar of no dimensions, as gguf-py may write it, is a row of one value.
         let n_dims = (n_dims as usize).max(1);
         shape_bytes(ty, &dims[..n_dims]).map_err(|fault| start.broken(fault))?;
-        Ok(TensorInfo { name, ty, dims, offset: cursor.u64()?, data: &[], n_dims })
+        let offset = cursor.u64()?;
+        Ok(TensorInfo { name, ty, dims, offset, data: &[], order: RowOrder::Listed, n_dims })
     };
     body(cursor).map_err(|b| located(b, Place::Tensor(name.into())))
 }

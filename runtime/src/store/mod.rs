@@ -1,10 +1,13 @@
-//! Model files: the GGUF container, read and written. The format is described in `docs/format.md`.
+//! Model files: GGUF, read and written, and the headers of safetensors files. Packed files are described in
+//! `docs/format.md`.
 
 mod bytes;
 mod checksum;
 mod fault;
 mod gguf;
+mod model_file;
 mod packed;
+mod safetensors;
 mod value;
 mod write;
 
@@ -12,6 +15,8 @@ pub use bytes::Bytes;
 pub use checksum::{announce_checksums, seal_checksums, tensor_checksums};
 pub use fault::{Fault, GgufError, Place};
 pub use gguf::{Gguf, MAX_DIMS, MAX_KEY_BYTES, MAX_NAME_BYTES, TensorInfo};
+pub use model_file::{ModelFile, RowOrder, TensorPart};
 pub use packed::{ARCH_PREFIX, FORMAT_VERSION, PackedInfo, layout_tag};
+pub use safetensors::{Dtype, Safetensors, SafetensorsError, TensorView};
 pub use value::{ArrayView, Elements, ToValue, Value, ValueType, Values};
 pub use write::{DEFAULT_ALIGNMENT_BYTES, GgufStream, GgufWriter};

@@ -12,11 +12,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use lutite_kernels::ggml::GgmlType;
 
+use super::bytes::Bytes;
 use super::fault::{Fault, GgufError, Place};
 use super::gguf::{
     ALIGNMENT_KEY, MAGIC, MAX_KEY_BYTES, MAX_NAME_BYTES, check_alignment, check_name, shape_bytes, sorted,
     tensor_error, value_place,
 };
+use super::model_file::{ModelFile, TensorPart};
 use super::value::ToValue;
 use super::value::sealed::{Encode, Scalar};
 use crate::error::{Error, Result};
@@ -125,6 +127,34 @@ impl GgufWriter {
         self.put(ALIGNMENT_KEY, &alignment);
         let (head, total) = self.head()?;
         self.stream(Target::Memory(Vec::new()), Path::new("(in memory)"), head, total)
+    }
+
+    /// The model of these descriptions with its tensors' data in other files: nothing is copied but the head.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin), without those of files; [`Error::WriteOrder`] where `parts` are not the tensors' data
+    /// in the order of [`add_tensor`](Self::add_tensor).
+    pub fn assemble(self, parts: Vec<TensorPart>) -> Result<ModelFile> {
+        let (head, _) = self.head()?;
+        let order = |expected: String, found: String| {
+            Err(Error::WriteOrder { path: "(in memory)".into(), expected, found })
+        };
+        let end = || "the end of the file".to_owned();
+        for at in 0..self.tensors.len().max(parts.len()) {
+            let (t, part) = (self.tensors.get(at), parts.get(at));
+            let expected = t.map_or_else(end, |t| format!("tensor `{}` of {} bytes", t.name, t.bytes));
+            let found = part.map_or_else(end, |part| format!("{} bytes", part.data.len()));
+            match (t, part) {
+                (Some(t), Some(part)) if t.bytes == part.data.len() as u64 => {
+                    let rows: u64 = t.shape[1..].iter().product();
+                    if !part.order.fits(rows) {
+                        return order(expected, "no heads of an even number of rows".into());
+                    }
+                }
+                _ => return order(expected, found),
+            }
+        }
+        Ok(ModelFile::assembled(Bytes::new(head), parts))
     }
 
     fn stream(self, out: Target, path: &Path, head: Vec<u8>, total: u64) -> Result<GgufStream> {

@@ -2,19 +2,20 @@
 //!
 //! A packed file's name is its source's hash and size and the options, so that a changed source or a changed
 //! option never meets an old result. Hashing a large source at every start would cost more than starting:
-//! the hash is remembered under the source's path with its size and time of change.
+//! the hash is remembered under the source's path with its size and time of change, or those of a folder's files.
 //!
 //! A file is made under a lock of its own, so that of two processes one packs and the other waits for it. What a
 //! killed process left under a temporary name is removed by the next one that packs: the lock tells that nobody is
 //! still writing it. A file that no longer matches its checksums is removed and packed again.
 
+use crate::load::{self, Source};
 use crate::ui::{self, Progress, Quit};
 use crate::{interrupt, places};
 use anyhow::Context;
 use lutite_quant::{Imatrix, PackJob, PackOptions, Plan, pack_in_memory, pack_to_file};
 use lutite_runtime::os::map::Map;
 use lutite_runtime::os::memory;
-use lutite_runtime::store::{Bytes, Gguf};
+use lutite_runtime::store::{Bytes, Gguf, ModelFile};
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -27,32 +28,33 @@ pub(crate) const FOLDER: &str = "packed";
 /// The way out when the cache folder is the trouble.
 const WAY_OUT: &str = "set LUTITE_HOME to another folder, or use --no-cache to pack in memory";
 
-/// The packed form of `source`, whose bytes are mapped as `bytes`: from the cache if it is there, else made
-/// now and put there, or kept in memory only. It has been held against its checksums.
+/// The packed form of `source`: from the cache if it is there, else made now and put there, or kept in memory only. It
+/// has been held against its checksums.
 ///
 /// # Errors
 /// What the packer says; [`Quit::Interrupted`] after Ctrl-C. Nothing half-written is left behind.
 pub(crate) fn packed(
-    source: &Path,
-    bytes: &Bytes,
+    source: &Source,
     options: &PackOptions,
     threads: usize,
     in_memory: bool,
 ) -> anyhow::Result<Bytes> {
+    let name = source.path.display();
     // Before minutes are spent on packing what cannot be run.
-    lutite_models::open::check(bytes).with_context(|| format!("cannot load {}", source.display()))?;
-    let gguf = Gguf::parse(bytes).with_context(|| format!("cannot read {}", source.display()))?;
-    let plan = Plan::new(&gguf, options).with_context(|| format!("cannot pack {}", source.display()))?;
-    let packing = |hash| Packing { source, gguf: &gguf, hash, imatrix: None, threads, way_out: WAY_OUT };
+    lutite_models::open::check(&source.file).with_context(|| format!("cannot load {name}"))?;
+    let gguf = load::gguf(source)?;
+    let plan = Plan::new(&gguf, options).with_context(|| format!("cannot pack {name}"))?;
+    let packing =
+        |hash| Packing { source: &source.path, gguf: &gguf, hash, imatrix: None, threads, way_out: WAY_OUT };
     if in_memory {
-        return Ok(Bytes::new(pack(&packing(hash(bytes)?), &plan, None)?));
+        return Ok(Bytes::new(pack(&packing(hash(&source.file)?), &plan, None)?));
     }
     let home = places::home().with_context(|| format!("no folder to keep the packed model in; {WAY_OUT}"))?;
     let folder = home.join(FOLDER);
     fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make the cache folder {}; {WAY_OUT}", folder.display()))?;
-    let (hash, stamp) = source_hash(source, bytes, &folder)?;
-    let path = folder.join(format!("{hash:016x}-{}-{}.gguf", bytes.len(), options.tag()));
+    let (hash, stamp) = source_hash(source, &folder)?;
+    let path = folder.join(format!("{hash:016x}-{}-{}.gguf", source.file.len(), options.tag()));
     let found = if path.exists() { usable(&path, threads)? } else { None };
     let packed = match found {
         Some(packed) => packed,
@@ -215,14 +217,26 @@ impl Stamp {
     }
 }
 
-/// xxh3-64 of the source, and the stamp to write if it was not remembered by path, size and time of change.
-fn source_hash(source: &Path, bytes: &Bytes, folder: &Path) -> anyhow::Result<(u64, Option<Stamp>)> {
-    let full = fs::canonicalize(source).with_context(|| format!("cannot find {}", source.display()))?;
-    let changed = fs::metadata(&full).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-    let changed = changed.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+/// xxh3-64 of the source, and the stamp to write if it was not remembered by its files' paths, sizes and times of change.
+fn source_hash(source: &Source, folder: &Path) -> anyhow::Result<(u64, Option<Stamp>)> {
+    let full =
+        |path: &Path| fs::canonicalize(path).with_context(|| format!("cannot find {}", path.display()));
+    let mut state = Vec::new();
+    for file in &source.files {
+        let full = full(file)?;
+        let about = fs::metadata(&full).with_context(|| format!("cannot look at {}", full.display()))?;
+        let changed = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+        let changed = changed.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        state.push(format!("{} {} {changed}", full.display(), about.len()));
+    }
+    if source.path.is_dir() {
+        // What another version of this program reads from the same files may differ.
+        state.push(format!("{:016x}", xxh3_64(source.file.head())));
+    }
+    let path = full(&source.path)?;
     // The source has a line of its own, for `sources`.
-    let state = format!("{0} {1} {changed}\n{0}", full.display(), bytes.len());
-    let path = folder.join(format!("{:016x}.hash", xxh3_64(full.as_os_str().as_encoded_bytes())));
+    let state = format!("{}\n{}", state.join(" "), path.display());
+    let path = folder.join(format!("{:016x}.hash", xxh3_64(path.as_os_str().as_encoded_bytes())));
     if let Ok(text) = fs::read_to_string(&path)
         && let Some((hash, of)) = text.split_once(' ')
         && of == state
@@ -230,7 +244,7 @@ fn source_hash(source: &Path, bytes: &Bytes, folder: &Path) -> anyhow::Result<(u
     {
         return Ok((hash, None));
     }
-    let hash = hash(bytes)?;
+    let hash = hash(&source.file)?;
     Ok((hash, Some(Stamp { path, text: format!("{hash:016x} {state}") })))
 }
 
@@ -246,10 +260,10 @@ pub(crate) fn sources(folder: &Path) -> Vec<(u64, PathBuf, PathBuf)> {
     stamps.filter(|stamp| stamp.extension().is_some_and(|e| e == "hash")).filter_map(read).collect()
 }
 
-/// xxh3-64, looking at Ctrl-C now and then: a large file on a slow disk takes minutes.
-fn hash(bytes: &[u8]) -> anyhow::Result<u64> {
+/// xxh3-64 of a model, looking at Ctrl-C now and then: a large file on a slow disk takes minutes.
+pub(crate) fn hash(file: &ModelFile) -> anyhow::Result<u64> {
     let mut hash = Xxh3::new();
-    for part in bytes.chunks(16 << 20) {
+    for part in file.chunks().flat_map(|chunk| chunk.chunks(16 << 20)) {
         interrupt::check(interrupt::flag())?;
         hash.update(part);
     }

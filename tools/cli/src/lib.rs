@@ -9,6 +9,7 @@ mod bandwidth;
 mod cache;
 pub mod catalog;
 mod cmd;
+mod folder;
 pub mod hub;
 pub mod interrupt;
 mod inventory;

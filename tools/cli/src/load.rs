@@ -1,7 +1,7 @@
 //! From what a person named to a model that is ready to run.
 
 use crate::args::{CacheType, EngineArgs};
-use crate::{cache, interrupt, pull, ui};
+use crate::{cache, folder, interrupt, pull, ui};
 use anyhow::Context;
 use lutite_kernels::isa::Isa;
 use lutite_models::{Model, OpenOptions, Path as KernelPath, Tokenizer, open};
@@ -9,32 +9,42 @@ use lutite_quant::PackOptions;
 use lutite_runtime::kv::KvType;
 use lutite_runtime::os::map::Map;
 use lutite_runtime::os::{memory, topology::Topology};
-use lutite_runtime::store::{ARCH_PREFIX, Bytes, Gguf};
-use std::path::{Path, PathBuf};
+use lutite_runtime::store::{ARCH_PREFIX, Bytes, Gguf, ModelFile};
+use std::path::PathBuf;
 
-/// A model file on its way to a decoder.
+/// A model on its way to a decoder.
 pub(crate) struct Source {
-    /// The file that was named.
+    /// The file or folder that was named.
     pub(crate) path: PathBuf,
+    /// The files whose change makes it another model.
+    pub(crate) files: Vec<PathBuf>,
     /// Its bytes, or those of its packed form.
-    pub(crate) bytes: Bytes,
+    pub(crate) file: ModelFile,
     /// Whether the bytes have been held against their checksums.
     pub(crate) verified: bool,
 }
 
-/// Finds the named model, pulling it if it is missing, and maps it.
+/// Finds the named model, pulling it if it is missing, and maps it: a GGUF file, or the folder of a safetensors model,
+/// by its own name or by that of one of its files.
 pub(crate) fn find(named: &str) -> anyhow::Result<Source> {
-    let path = pull::locate(named, interrupt::flag())?;
-    let bytes = Bytes::new(Map::open(&path)?);
-    Ok(Source { path, bytes, verified: false })
+    at(pull::locate(named, interrupt::flag())?)
+}
+
+/// Maps the model at a path, as [`find`] does.
+pub(crate) fn at(path: PathBuf) -> anyhow::Result<Source> {
+    if let Some(path) = folder::of(&path) {
+        return folder::open(path);
+    }
+    let file = ModelFile::from(&Bytes::new(Map::open(&path)?));
+    Ok(Source { files: vec![path.clone()], path, file, verified: false })
 }
 
 /// As [`find`], then packs it exactly if it is not packed: for the look-up path.
 pub(crate) fn find_packed(named: &str, threads: usize, in_memory: bool) -> anyhow::Result<Source> {
     let source = find(named)?;
-    if is_packed(&source.path, &source.bytes)? {
+    if is_packed(&source)? {
         // Now, so that the tokenizer and the template are not read from a damaged file.
-        lutite_models::verify(&source.bytes, threads)
+        lutite_models::verify(source.file.head(), threads)
             .with_context(|| format!("cannot load {}", source.path.display()))?;
         return Ok(Source { verified: true, ..source });
     }
@@ -48,23 +58,18 @@ pub(crate) fn pack(
     threads: usize,
     in_memory: bool,
 ) -> anyhow::Result<Source> {
-    let bytes = cache::packed(&source.path, &source.bytes, options, threads, in_memory)?;
-    Ok(Source { path: source.path, bytes, verified: true })
+    let file = (&cache::packed(&source, options, threads, in_memory)?).into();
+    Ok(Source { file, verified: true, ..source })
+}
+
+/// Metadata and tensors of a model.
+pub(crate) fn gguf(source: &Source) -> anyhow::Result<Gguf<'_>> {
+    source.file.gguf().with_context(|| format!("cannot read {}", source.path.display()))
 }
 
 /// Whether the file holds bit planes.
-pub(crate) fn is_packed(path: &Path, bytes: &Bytes) -> anyhow::Result<bool> {
-    let gguf = Gguf::parse(bytes).with_context(|| match safetensors(bytes) {
-        true => format!("{} is a safetensors file; convert the model to GGUF first", path.display()),
-        false => format!("cannot read {}", path.display()),
-    })?;
-    Ok(gguf.str("general.architecture")?.is_some_and(|a| a.starts_with(ARCH_PREFIX)))
-}
-
-/// Whether the bytes start as a safetensors file does: the length of a JSON object, and that object.
-fn safetensors(bytes: &[u8]) -> bool {
-    let len = bytes.first_chunk().map(|len| u64::from_le_bytes(*len));
-    len.is_some_and(|len| len < bytes.len() as u64) && bytes.get(8) == Some(&b'{')
+pub(crate) fn is_packed(source: &Source) -> anyhow::Result<bool> {
+    Ok(gguf(source)?.str("general.architecture")?.is_some_and(|a| a.starts_with(ARCH_PREFIX)))
 }
 
 /// Worker threads that were asked for, or one for each big core within the CPU quota.
@@ -99,14 +104,14 @@ pub(crate) fn options(
 /// Makes the decoder.
 pub(crate) fn model(source: &Source, options: &OpenOptions) -> anyhow::Result<Model> {
     let options = OpenOptions { verify: options.verify && !source.verified, ..options.clone() };
-    open::open(&source.bytes, &options).with_context(|| format!("cannot load {}", source.path.display()))
+    open::open(&source.file, &options).with_context(|| format!("cannot load {}", source.path.display()))
 }
 
 /// Makes the tokenizer, saying what is odd about it.
 pub(crate) fn tokenizer(source: &Source) -> anyhow::Result<Tokenizer> {
     let name = source.path.display();
-    let gguf = Gguf::parse(&source.bytes).with_context(|| format!("cannot read {name}"))?;
-    let t = Tokenizer::from_gguf(&gguf).with_context(|| format!("cannot read the tokenizer of {name}"))?;
+    let t = Tokenizer::from_gguf(&gguf(source)?)
+        .with_context(|| format!("cannot read the tokenizer of {name}"))?;
     for w in t.warnings() {
         ui::warn(w);
     }

@@ -6,6 +6,7 @@ use crate::load::{self, Source};
 use crate::ui::{self, Answer};
 use anyhow::Context;
 use lutite_kernels::isa::Isa;
+use lutite_models::sampling::SamplingDefaults;
 use lutite_models::{ChatTemplate, Message, Model, Tokenizer};
 use lutite_runtime::decode::{Decoder, Finish, Outcome, Request, generate};
 use lutite_runtime::sample::Sampler;
@@ -37,7 +38,7 @@ impl Talk {
         // A wrong name is said before a model is pulled and packed.
         Isa::from_env()?;
         let source = load::find_packed(named, load::threads(engine.threads), engine.no_cache)?;
-        let gguf = Gguf::parse(&source.bytes)?;
+        let gguf = load::gguf(&source)?;
         let config = lutite_models::config::Config::read(&gguf)
             .with_context(|| format!("cannot load {}", source.path.display()))?;
         let context = match talk.ctx_size {
@@ -56,7 +57,7 @@ impl Talk {
             model,
             tokenizer,
             template,
-            sampler: Sampler::new(sampling.config(context))?,
+            sampler: sampler(sampling, &gguf, context)?,
             held: Vec::new(),
             stops: talk.reverse_prompt.clone(),
             max_tokens: talk.predict.or(usize::MAX),
@@ -137,6 +138,18 @@ impl Talk {
             rate(o.tokens.saturating_sub(1), o.time),
         )
     }
+}
+
+/// The sampler that the flags, the model and our own defaults make, in this order.
+fn sampler(sampling: &SamplingArgs, gguf: &Gguf<'_>, context: usize) -> anyhow::Result<Sampler> {
+    let model = SamplingDefaults::read(gguf)?;
+    let config = sampling.config(&model, context);
+    let said = sampling.taken_from(&model);
+    if !said.is_empty() {
+        ui::note(format_args!("sampling as the model's authors recommend: {said}"));
+    }
+    Sampler::new(config)
+        .context("cannot sample as the model's file says; give flags of your own, such as --temp 0.8")
 }
 
 fn template(

@@ -100,9 +100,10 @@ fn run(plan: &Plan<'_>, job: &PackJob<'_>, mut out: GgufStream, count: usize) ->
         }
         match step {
             Step::Copy(t) => {
-                out.tensor(t.name, t.data)?;
-                sums.push(xxh3_64(t.data));
-                advance(t.data.len() as u64);
+                let data = t.all_rows();
+                out.tensor(t.name, &data)?;
+                sums.push(xxh3_64(&data));
+                advance(data.len() as u64);
             }
             Step::Pack(j) => {
                 let importance = importance(j, job.imatrix)?;
@@ -212,14 +213,13 @@ fn matrix(
         }
     }
 
-    let row_bytes = j.source.data.len() / i.shape.rows;
     let rows_of = |tile: usize| tile * TILE_ROWS..((tile + 1) * TILE_ROWS).min(i.shape.rows);
     outs.into_par_iter().enumerate().try_for_each(|(tile, mut out)| {
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
         let rows = rows_of(tile);
-        let bytes = &j.source.data[rows.start * row_bytes..rows.end * row_bytes];
+        let bytes = &*j.source.row_bytes(rows.clone());
         let failed = |why: String| Error::Tensor { name: j.source.name.to_owned(), why };
         let codes = if j.exact {
             exact::tile(j, bytes, &mut out).map_err(failed)?

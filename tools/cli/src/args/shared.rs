@@ -2,6 +2,7 @@
 
 use crate::{catalog, hub};
 use clap::{Args, ValueEnum};
+use lutite_models::sampling::SamplingDefaults;
 use lutite_runtime::sample::{SampleError, Sampler, SamplerConfig};
 use std::hash::{BuildHasher, Hasher};
 use std::num::NonZeroU32;
@@ -10,11 +11,11 @@ use std::str::FromStr;
 /// Which model.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// A model file, a name of the catalog, or a model of a hub.
+    /// A model file or folder, a name of the catalog, or a model of a hub.
     #[arg(
         id = "name",
         value_name = "MODEL",
-        help = "Model file, name of the catalog, or owner/repo[:quant] of a hub [default: smollm2]"
+        help = "Model file, folder of safetensors, name of the catalog, or owner/repo[:quant] of a hub [default: smollm2]"
     )]
     pub name: Option<String>,
     /// The same, as a flag
@@ -68,57 +69,80 @@ fn threads(text: &str) -> Result<NonZeroU32, String> {
 }
 
 /// How the next token is chosen; the steps are in the order of the flags.
+///
+/// Without a flag the model's own recommendation counts (`general.sampling.*`, `generation_config.json`), and where there
+/// is none, llama.cpp's default, which is [`SamplerConfig`]'s.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Sampling")]
+#[command(next_help_heading = "Sampling (defaults where the model's authors recommend nothing)")]
 pub struct SamplingArgs {
-    /// Divide the logits of recent tokens by this; 1 is off
-    #[arg(long, value_name = "X", default_value = "1.0", allow_negative_numbers = true)]
-    pub repeat_penalty: f32,
-    /// How many tokens are recent; 0 is none, -1 the whole context
-    #[arg(long, value_name = "N", default_value = "64", allow_negative_numbers = true)]
-    pub repeat_last_n: Limit,
-    /// Keep the K best tokens; 0 is all
-    #[arg(long, value_name = "K", default_value = "40", allow_negative_numbers = true)]
-    pub top_k: i32,
-    /// Keep the best tokens that have this probability together; 1 is off
-    #[arg(long, value_name = "P", default_value = "0.95", allow_negative_numbers = true)]
-    pub top_p: f32,
-    /// Keep the tokens that have this share of the best one's probability; 0 is off
-    #[arg(long, value_name = "P", default_value = "0.05", allow_negative_numbers = true)]
-    pub min_p: f32,
-    /// 0 always takes the best token, 1 is the model's own distribution
-    #[arg(
-        long,
-        alias = "temperature",
-        value_name = "T",
-        default_value = "0.8",
-        allow_negative_numbers = true
-    )]
-    pub temp: f32,
+    /// Divide the logits of recent tokens by this; 1 is off [default: 1.0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub repeat_penalty: Option<f32>,
+    /// How many tokens are recent; 0 is none, -1 the whole context [default: 64]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub repeat_last_n: Option<Limit>,
+    /// Keep the K best tokens; 0 is all [default: 40]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    pub top_k: Option<i32>,
+    /// Keep the best tokens that have this probability together; 1 is off [default: 0.95]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f32>,
+    /// Keep the tokens that have this share of the best one's probability; 0 is off [default: 0.05]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub min_p: Option<f32>,
+    /// 0 always takes the best token, 1 is the model's own distribution [default: 0.8]
+    #[arg(long, alias = "temperature", value_name = "T", allow_negative_numbers = true)]
+    pub temp: Option<f32>,
     /// Key of the random numbers; -1 is a new one each time
     #[arg(short, long, value_name = "N", default_value = "-1", allow_negative_numbers = true)]
     pub seed: Seed,
 }
 
 impl SamplingArgs {
-    /// The sampler's settings for a context of `context` tokens. A random seed is drawn here, so call it once and say
-    /// the seed.
+    /// The sampler's settings for a context of `context` tokens: the flags', else the `model`'s, else our own. A random
+    /// seed is drawn here, so call it once and say the seed.
     #[must_use]
-    pub fn config(&self, context: usize) -> SamplerConfig {
+    pub fn config(&self, model: &SamplingDefaults, context: usize) -> SamplerConfig {
+        let own = SamplerConfig::default();
+        // llama.cpp: 0 and below are all.
+        let top_k = self.top_k.or(model.top_k).map(|k| usize::try_from(k).unwrap_or(0));
+        let last_n = self.repeat_last_n.map(|n| n.or(context));
+        let model_last_n = model.repeat_last_n.map(|n| usize::try_from(n).unwrap_or(context));
         SamplerConfig {
-            temperature: self.temp,
-            // llama.cpp: 0 and below are all.
-            top_k: usize::try_from(self.top_k).unwrap_or(0),
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repeat_penalty: self.repeat_penalty,
-            repeat_last_n: self.repeat_last_n.or(context),
+            temperature: self.temp.or(model.temperature).unwrap_or(own.temperature),
+            top_k: top_k.unwrap_or(own.top_k),
+            top_p: self.top_p.or(model.top_p).unwrap_or(own.top_p),
+            min_p: self.min_p.or(model.min_p).unwrap_or(own.min_p),
+            repeat_penalty: self.repeat_penalty.or(model.repeat_penalty).unwrap_or(own.repeat_penalty),
+            repeat_last_n: last_n.or(model_last_n).unwrap_or(own.repeat_last_n),
             seed: self.seed.value(),
         }
     }
 
+    /// Which of the settings are the model's, as flags.
+    #[must_use]
+    pub fn taken_from(&self, model: &SamplingDefaults) -> String {
+        let said = |flag: &str, own: bool, model: Option<String>| {
+            model.filter(|_| !own).map(|value| format!("--{flag} {value}"))
+        };
+        let float = |x: Option<f32>| x.map(|x| x.to_string());
+        let whole = |x: Option<i32>| x.map(|x| x.to_string());
+        [
+            said("temp", self.temp.is_some(), float(model.temperature)),
+            said("top-k", self.top_k.is_some(), whole(model.top_k)),
+            said("top-p", self.top_p.is_some(), float(model.top_p)),
+            said("min-p", self.min_p.is_some(), float(model.min_p)),
+            said("repeat-penalty", self.repeat_penalty.is_some(), float(model.repeat_penalty)),
+            said("repeat-last-n", self.repeat_last_n.is_some(), whole(model.repeat_last_n)),
+        ]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(" ")
+    }
+
     pub(super) fn check(&self) -> Result<(), SampleError> {
-        Sampler::new(self.config(0)).map(|_| ())
+        Sampler::new(self.config(&SamplingDefaults::default(), 0)).map(|_| ())
     }
 }
 

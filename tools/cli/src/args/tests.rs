@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::catalog;
+use lutite_models::sampling::SamplingDefaults;
 use std::io::Write;
 
 fn argv(line: &str) -> Vec<OsString> {
@@ -54,7 +55,7 @@ fn llama_spellings() {
     assert_eq!((run.engine.threads.map(|n| n.get()), run.engine.batch_size.get()), (Some(2), 64));
     assert_eq!((run.engine.cache_type_k, run.engine.cache_type_v), (CacheType::F32, CacheType::F16));
     assert!(run.engine.no_cache);
-    let config = run.sampling.config(2048);
+    let config = run.sampling.config(&SamplingDefaults::default(), 2048);
     assert_eq!((config.top_k, config.repeat_last_n, config.seed), (1, 2048, 7));
     assert_eq!((config.temperature, config.top_p, config.min_p, config.repeat_penalty), (0.0, 0.5, 0.1, 1.1));
 }
@@ -62,9 +63,31 @@ fn llama_spellings() {
 #[test]
 fn the_sampler_agrees_with_the_flags_on_defaults() {
     let run = verb!(Run, parse_line("run -s 0"));
-    assert_eq!(run.sampling.config(4096), lutite_runtime::sample::SamplerConfig::default());
+    let none = SamplingDefaults::default();
+    assert_eq!(run.sampling.config(&none, 4096), lutite_runtime::sample::SamplerConfig::default());
     let random = verb!(Run, parse_line("run"));
-    assert_ne!(random.sampling.config(1).seed, random.sampling.config(1).seed);
+    assert_ne!(random.sampling.config(&none, 1).seed, random.sampling.config(&none, 1).seed);
+}
+
+#[test]
+fn a_flag_beats_the_model_and_the_model_beats_the_default() {
+    let model = SamplingDefaults {
+        temperature: Some(0.0),
+        top_k: Some(0),
+        repeat_penalty: Some(1.1),
+        repeat_last_n: Some(-1),
+        ..SamplingDefaults::default()
+    };
+    let run = verb!(Run, parse_line("run -s 0"));
+    let config = run.sampling.config(&model, 4096);
+    assert_eq!((config.temperature, config.top_k, config.top_p), (0.0, 0, 0.95));
+    assert_eq!((config.repeat_penalty, config.repeat_last_n), (1.1, 4096));
+    assert_eq!(run.sampling.taken_from(&model), "--temp 0 --top-k 0 --repeat-penalty 1.1 --repeat-last-n -1");
+    let run = verb!(Run, with_file("temp = 0.5", "run -s 0 --top-k 7 --repeat-penalty 1 --repeat-last-n 3"));
+    let config = run.sampling.config(&model, 4096);
+    assert_eq!((config.temperature, config.top_k), (0.5, 7));
+    assert_eq!((config.repeat_penalty, config.repeat_last_n), (1.0, 3));
+    assert_eq!(run.sampling.taken_from(&model), "");
 }
 
 #[test]
@@ -154,7 +177,7 @@ fn the_file_gives_defaults_that_flags_beat() {
     let toml = "top-k = 7\ntemp = 0.5\nno-cache = true\nreverse-prompt = ['a b', 'c']\nmodel = 'm.gguf'\n\
                 [run]\nthreads = 3\n[bench]\nthreads = [1, 2]";
     let run = verb!(Run, with_file(toml, "run --temp 0.25"));
-    assert_eq!((run.sampling.top_k, run.sampling.temp), (7, 0.25));
+    assert_eq!((run.sampling.top_k, run.sampling.temp), (Some(7), Some(0.25)));
     assert!(run.engine.no_cache);
     assert_eq!(run.talk.reverse_prompt, ["a b", "c"]);
     assert_eq!(run.engine.threads.map(|n| n.get()), Some(3));

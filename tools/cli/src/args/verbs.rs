@@ -135,7 +135,7 @@ pub struct VerifyArgs {
 /// `lutite quantize`
 #[derive(Args, Clone, Debug)]
 pub struct QuantizeArgs {
-    /// Model file to read, or a name of the catalog
+    /// Model file or folder to read, or a name of the catalog
     #[arg(value_name = "SRC")]
     pub source: String,
     /// Packed model to write

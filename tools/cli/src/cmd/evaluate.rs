@@ -9,7 +9,6 @@ use lutite_models::config::Config;
 use lutite_models::{Model, OpenOptions, Path, Tokenizer};
 use lutite_runtime::decode::{Decoder, Logits};
 use lutite_runtime::kv::KvType;
-use lutite_runtime::store::Gguf;
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -44,8 +43,7 @@ pub(super) fn find(named: &str, path: Path, engine: &EngineArgs) -> anyhow::Resu
 
 /// The model's hyperparameters.
 pub(super) fn config(source: &Source) -> anyhow::Result<Config> {
-    let config = Gguf::parse(&source.bytes).map_err(Into::into).and_then(|gguf| Config::read(&gguf));
-    config.with_context(|| format!("cannot load {}", source.path.display()))
+    Config::read(&load::gguf(source)?).with_context(|| format!("cannot load {}", source.path.display()))
 }
 
 /// Makes a decoder for chunks of `context` tokens.

@@ -53,9 +53,9 @@ fn class(part: &Part, tied: bool) -> usize {
 pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     let source = load::find(args.model.named())?;
     let name = source.path.display().to_string();
-    let gguf = Gguf::parse(&source.bytes).with_context(|| format!("cannot read {name}"))?;
+    let gguf = load::gguf(&source)?;
     let parts = parts(&gguf).with_context(|| format!("cannot read the directory of {name}"))?;
-    let mut out = report(&name, &gguf, source.bytes.len(), &parts)?;
+    let mut out = report(&name, &gguf, source.file.len(), &parts)?;
     if args.tensors {
         let list = parts
             .iter()
@@ -96,7 +96,7 @@ fn parts(gguf: &Gguf<'_>) -> anyhow::Result<Vec<Part>> {
 }
 
 /// Everything but the list of tensors.
-fn report(name: &str, gguf: &Gguf<'_>, file_bytes: usize, parts: &[Part]) -> anyhow::Result<Value> {
+fn report(name: &str, gguf: &Gguf<'_>, file_bytes: u64, parts: &[Part]) -> anyhow::Result<Value> {
     let arch = gguf.str("general.architecture")?.unwrap_or("(none)");
     let tied = !parts.iter().any(|p| p.name == "output" || p.name == "output.weight");
     let classes = CLASSES.iter().enumerate().filter_map(|(i, title)| {

@@ -7,9 +7,7 @@ use anyhow::Context;
 use lutite_kernels::pack::ParamKind;
 use lutite_quant::{Imatrix, PackOptions, Plan};
 use lutite_runtime::os::map::Map;
-use lutite_runtime::store::Gguf;
 use std::time::Instant;
-use xxhash_rust::xxh3::xxh3_64;
 
 pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     let source = load::find(&args.source)?;
@@ -34,15 +32,14 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
             )
         }
     };
-    let gguf =
-        Gguf::parse(&source.bytes).with_context(|| format!("cannot read {}", source.path.display()))?;
+    let gguf = load::gguf(&source)?;
     let plan =
         Plan::new(&gguf, &options).with_context(|| format!("cannot pack {}", source.path.display()))?;
     let start = Instant::now();
     let packing = Packing {
         source: &source.path,
         gguf: &gguf,
-        hash: xxh3_64(&source.bytes),
+        hash: cache::hash(&source.file)?,
         imatrix: imatrix.as_ref(),
         threads: load::threads(args.threads),
         way_out: "name another place with -o",
@@ -52,7 +49,7 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
         "{}: {} from {}, {:.3} bits per weight, in {:.1} s",
         args.out_file.display(),
         ui::megabytes(plan.bytes()),
-        ui::megabytes(source.bytes.len() as u64),
+        ui::megabytes(source.file.len()),
         plan.bits_per_weight(),
         start.elapsed().as_secs_f64(),
     ));

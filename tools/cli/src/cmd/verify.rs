@@ -12,8 +12,6 @@ use crate::load;
 use crate::pull::{Named, copy};
 use crate::ui::{Answer, Progress};
 use anyhow::{Context, bail};
-use lutite_runtime::os::map::Map;
-use lutite_runtime::store::Bytes;
 use std::fs::{self, File};
 use std::path::Path;
 
@@ -101,10 +99,10 @@ impl Check {
             }
         }
         if self.checked == 0 {
-            bail!("{name} has no file whose checksum is known, and no GGUF file")
-        } else {
-            Ok(())
+            let found = self.gguf(path)?;
+            self.say(name, found, again)?;
         }
+        Ok(())
     }
 
     fn say(&mut self, name: &str, found: Found, again: &str) -> anyhow::Result<()> {
@@ -125,13 +123,16 @@ impl Check {
         }
     }
 
-    /// A GGUF file: its own checksums if it is packed, else its structure.
+    /// A GGUF file or a folder of safetensors: its own checksums if it is packed, else its structure.
     fn gguf(&self, path: &Path) -> anyhow::Result<Found> {
-        let bytes = Bytes::new(Map::open(path)?);
-        Ok(match load::is_packed(path, &bytes) {
+        let source = match load::at(path.to_owned()) {
+            Ok(source) => source,
+            Err(error) => return Ok(Err(format!("{error:#}"))),
+        };
+        Ok(match load::is_packed(&source) {
             Err(error) => Err(format!("{error:#}")),
-            Ok(false) => Ok("structure only: GGUF has no checksums".to_owned()),
-            Ok(true) => match lutite_models::verify(&bytes, self.threads) {
+            Ok(false) => Ok("structure only: the file has no checksums".to_owned()),
+            Ok(true) => match lutite_models::verify(source.file.head(), self.threads) {
                 Ok(()) => Ok("xxh3 of each tensor".to_owned()),
                 Err(error) => Err(error.to_string()),
             },

@@ -11,11 +11,12 @@ fn what_is_no_model() {
     };
     holds(&model("zero.gguf", b""), &["zero.gguf is empty; fetch or copy it again"]);
     holds(&model("text.gguf", b"Once upon a time\n"), &["cannot read text.gguf", "this is no GGUF file"]);
-    let mut tensors = 64u64.to_le_bytes().to_vec();
-    tensors.extend(format!("{:64}", r#"{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#).bytes());
-    tensors.extend([0; 4]);
-    holds(&model("x.safetensors", &tensors), &["is a safetensors file; convert the model to GGUF first"]);
-    holds(&fails(&mut here.run(".", &[])), &[". is a folder, not a file; name the model file itself"]);
+    let folder = [
+        ". has no config.json, so it is no folder of a model",
+        "name a file in it: ./text.gguf, ./tiny.gguf",
+    ];
+    holds(&model("x.safetensors", b"any"), &folder);
+    holds(&fails(&mut here.run(".", &[])), &folder);
     holds(&fails(&mut here.run("/dev/null", &[])), &["/dev/null is a device or pipe, not a file"]);
     holds(
         &fails(&mut here.run("none.gguf", &[])),

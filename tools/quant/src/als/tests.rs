@@ -340,7 +340,7 @@ fn odd_rows() {
             assert!((fit(&w, Some(&one))[5] - w[5]).abs() < 1e-3);
         }
     }
-    assert_eq!(fit_rows(&[], 5, None, &spec(2, 64, ParamKind::Hlq8)).unwrap().codes, []);
+    assert_eq!(fit_rows(&[], 5, None, &spec(2, 64, ParamKind::Hlq8)).unwrap().codes, [0u8; 0]);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use lutite_models::{Model, Path};
 use lutite_quant::PackOptions;
 use lutite_runtime::decode::{Decoder, Logits};
 use lutite_runtime::os::memory;
-use lutite_runtime::store::Gguf;
+use lutite_runtime::store::ModelFile;
 use report::Row;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -89,8 +89,8 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
 fn source(args: &BenchArgs, threads: usize) -> anyhow::Result<(String, Source)> {
     if let Some(which) = args.synthetic {
         let recipe = Recipe::new(which, args.bits, args.group)?;
-        let bytes = recipe.build(threads)?;
-        return Ok((recipe.name(), Source { path: PathBuf::from(recipe.name()), bytes, verified: true }));
+        let (path, file) = (PathBuf::from(recipe.name()), ModelFile::from(&recipe.build(threads)?));
+        return Ok((recipe.name(), Source { path, files: Vec::new(), file, verified: true }));
     }
     let named = args.model.named();
     let source = match (args.bits, args.group) {
@@ -108,7 +108,8 @@ fn source(args: &BenchArgs, threads: usize) -> anyhow::Result<(String, Source)> 
             load::pack(load::find(named)?, &options, threads, args.no_cache)?
         }
     };
-    let name = source.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let name = if source.path.is_dir() { source.path.file_name() } else { source.path.file_stem() };
+    let name = name.unwrap_or_default().to_string_lossy().into_owned();
     Ok((name, source))
 }
 
@@ -129,7 +130,7 @@ fn run(
     };
     let context = tests.iter().map(|t| t.tokens()).max();
     let mut model = load::model(source, &load::options(&engine, context, Path::Lut)?)?;
-    let size: usize = Gguf::parse(&source.bytes)?.tensors().iter().map(|t| t.data.len()).sum();
+    let size: usize = load::gguf(source)?.tensors().iter().map(|t| t.data.len()).sum();
     let mut rows = Vec::new();
     for test in tests {
         ui::note(format_args!("{name}: {}, threads: {threads}", test.name()));
