@@ -1,4 +1,6 @@
 //! ggml's table of tensor types, and what can go wrong with their rows.
+//!
+//! Source of the table: `ggml/include/ggml.h` and `type_traits` in `ggml/src/ggml.c` of llama.cpp, read at ggml 0.25.
 
 use core::fmt;
 
@@ -117,13 +119,13 @@ pub enum GgmlError {
         /// The type that was asked for.
         ty: GgmlType,
         /// The types that can be read.
-        readable: &'static str,
+        readable: &'static [GgmlType],
     },
     /// A slice does not have the length that the others imply.
     Length {
         /// The type of the row.
         ty: GgmlType,
-        /// Which slice: `bytes`, `out`, `codes`, `d` or `m`.
+        /// Which slice: `bytes`, `out`, `codes` or one of scales.
         slice: &'static str,
         /// The length that it must have, in elements. For `out` and `codes` of a ragged row: rounded up to
         /// whole blocks.
@@ -137,7 +139,11 @@ impl fmt::Display for GgmlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             GgmlError::Unsupported { ty, readable } => {
-                write!(f, "tensors of type {ty} cannot be read here; convert to one of {readable}")
+                write!(f, "tensors of type {ty} cannot be read here; convert to one of")?;
+                for (i, ty) in readable.iter().enumerate() {
+                    write!(f, "{} {ty}", if i == 0 { "" } else { "," })?;
+                }
+                Ok(())
             }
             GgmlError::Length { ty, slice, expected, found } => {
                 write!(f, "a {ty} row needs {expected} elements in `{slice}`, found {found}")
