@@ -20,7 +20,7 @@ pub(super) fn tq1_0(b: &[u8; 54]) -> Block<256> {
         for n in 0..digits {
             for (q, code) in bytes.iter().zip(&mut out) {
                 let shifted = q.wrapping_mul(3u8.pow(n));
-                *code = (u16::from(shifted) * 3 >> 8) as u8;
+                *code = ((u16::from(shifted) * 3) >> 8) as u8;
             }
         }
     }
