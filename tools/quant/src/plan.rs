@@ -2,7 +2,7 @@
 //! result is known and impossible requests fail at once.
 
 use crate::error::{Error, Result};
-use lutite_kernels::ggml::{GgmlType, uniform_format};
+use lutite_kernels::ggml::{GgmlError, GgmlType, READABLE, uniform_format};
 use lutite_kernels::pack::{GROUPS, MAX_PLANES, ParamKind, PlaneShape};
 use lutite_runtime::store::{ARCH_PREFIX, Gguf, PackedInfo, TensorInfo};
 
@@ -153,15 +153,10 @@ fn step<'a>(t: &TensorInfo<'a>, o: &PackOptions, tied: bool) -> Result<Step<'a>>
     let Some(name) = t.name.strip_suffix(".weight").filter(|_| t.n_dims() == 2) else {
         return Ok(Step::Copy(*t));
     };
-    let readable = matches!(t.ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16);
-    let uniform = uniform_format(t.ty);
-    if !readable && uniform.is_none() {
-        let why = format!(
-            "type {} cannot be read yet (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 can); use a file in one of these",
-            t.ty.name()
-        );
-        return Err(error(why));
+    if !READABLE.contains(&t.ty) {
+        return Err(error(GgmlError::Unsupported { ty: t.ty, readable: READABLE }.to_string()));
     }
+    let uniform = uniform_format(t.ty);
     if name == "token_embd" && !tied {
         return Ok(Step::Copy(*t)); // only rows of it are ever read
     }
