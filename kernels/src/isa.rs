@@ -2,7 +2,7 @@
 
 use crate::arch;
 use crate::error::{Error, Result};
-use crate::simd::Kernel;
+use crate::simd::{Kernel, Simd};
 
 /// A tier of instructions that this machine was found to have. Make one with [`Isa::detect`] (or
 /// [`Isa::from_env`]) when an engine is built, and pass it to every kernel.
@@ -14,6 +14,12 @@ enum Tier {
     Scalar(arch::Scalar),
     #[cfg(target_arch = "x86_64")]
     Avx2(arch::Avx2),
+    #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+    Neon(arch::Neon<arch::Base>),
+    #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+    NeonDot(arch::Neon<arch::Dot>),
+    #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+    NeonI8mm(arch::Neon<arch::I8mm>),
 }
 
 impl Isa {
@@ -33,6 +39,12 @@ impl Isa {
         let mut all = vec![Isa::scalar()];
         #[cfg(target_arch = "x86_64")]
         all.extend(arch::Avx2::detect().map(|t| Isa(Tier::Avx2(t))));
+        #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+        {
+            all.extend(arch::Neon::detect().map(|t| Isa(Tier::Neon(t))));
+            all.extend(arch::Neon::detect().map(|t| Isa(Tier::NeonDot(t))));
+            all.extend(arch::Neon::detect().map(|t| Isa(Tier::NeonI8mm(t))));
+        }
         all
     }
 
@@ -65,6 +77,12 @@ impl Isa {
             Tier::Scalar(_) => "scalar",
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(_) => "avx2",
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Tier::Neon(_) => "neon",
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Tier::NeonDot(_) => "neon-dot",
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Tier::NeonI8mm(_) => "neon-i8mm",
         }
     }
 
@@ -87,14 +105,24 @@ impl Isa {
         return Vec::new();
     }
 
-    /// Runs a kernel on this tier.
+    /// Runs a kernel on this tier. The tiers above NEON differ from it in byte products only: compiling everything
+    /// else for them again would make nothing but a larger program.
     #[inline]
     pub(crate) fn run<K: Kernel>(self, k: K) -> K::Output {
-        use crate::simd::Simd;
         match self.0 {
             Tier::Scalar(t) => t.vectorize(k),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(t) => t.vectorize(k),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Tier::Neon(t) => t.vectorize(k),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Tier::NeonDot(t) if K::PRODUCTS => t.vectorize(k),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Tier::NeonDot(t) => t.base().vectorize(k),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Tier::NeonI8mm(t) if K::PRODUCTS => t.vectorize(k),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Tier::NeonI8mm(t) => t.base().vectorize(k),
         }
     }
 }

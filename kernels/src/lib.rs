@@ -16,6 +16,7 @@ mod arch;
 pub mod attention;
 mod error;
 pub mod ggml;
+pub mod int8;
 pub mod isa;
 pub mod lut;
 mod mem;

@@ -48,8 +48,11 @@ pub fn gemv_lut(w: &Packed<'_>, x: &[f32]) -> Vec<f32> {
                         }
                         acc = coef(planes).mul_add(sum, acc);
                     }
-                    ParamKind::Uniform | ParamKind::Centered(_) => {
-                        let center = if let ParamKind::Centered(c) = w.kind() { f32::from(c) } else { 0.0 };
+                    ParamKind::Uniform
+                    | ParamKind::Centered(_)
+                    | ParamKind::UniformK
+                    | ParamKind::CenteredK(_) => {
+                        let center = f32::from(w.kind().center().unwrap_or(0));
                         let mut t = (((1u32 << planes) - 1) as f32 * 0.5 - center) * sum;
                         for (x, c) in chunks() {
                             // Two passes above 4 planes; the last two planes of all are refined.
@@ -80,7 +83,7 @@ pub fn gemv_lut(w: &Packed<'_>, x: &[f32]) -> Vec<f32> {
                             t = a.mul_add(0.5 * table_scale(x).1, t);
                         }
                         acc = coef(0).mul_add(t, acc);
-                        if w.kind() == ParamKind::Uniform {
+                        if w.kind().center().is_none() {
                             acc = coef(1).mul_add(sum, acc);
                         }
                     }

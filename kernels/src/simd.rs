@@ -34,6 +34,8 @@ pub(crate) trait Simd: Copy {
     type Acc: Copy;
     /// 32 signed 16-bit sums, rows in order once converted to floats.
     type Sums: Copy;
+    /// The four running sums of the products of two rows of signed bytes with two others.
+    type Products: Copy;
 
     /// Runs `k` inside a function that has this token's instructions enabled.
     fn vectorize<K: Kernel>(self, k: K) -> K::Output;
@@ -104,12 +106,22 @@ pub(crate) trait Simd: Copy {
     fn double_add(self, hi: Self::Sums, lo: Self::Sums) -> Self::Sums;
     /// Rows `8 i .. 8 i + 8` as floats in element `i`.
     fn sums_to_f32(self, s: Self::Sums) -> [Self::F; 4];
+
+    /// No products added yet.
+    fn products_zero(self) -> Self::Products;
+    /// Adds the products of 16 columns: of each row of `a` with each of `b`.
+    fn products_add(self, p: Self::Products, a: [&[i8; 16]; 2], b: [&[i8; 16]; 2]) -> Self::Products;
+    /// `[a0 b0, a0 b1, a1 b0, a1 b1]`, modulo 2^32.
+    fn products_sums(self, p: Self::Products) -> [i32; 4];
 }
 
 /// An algorithm with its arguments, to be run on whichever instruction set is there.
 pub(crate) trait Kernel {
     /// What it returns.
     type Output;
+    /// Whether it multiplies signed bytes: tiers that differ in nothing else are entered only then.
+    #[cfg_attr(not(target_arch = "aarch64"), expect(dead_code, reason = "such tiers are Arm's only"))]
+    const PRODUCTS: bool = false;
     /// The algorithm. Must be `#[inline(always)]`.
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }

@@ -7,7 +7,7 @@ use lutite_kernels::ggml::{
 };
 use proptest::prelude::*;
 
-const UNIFORM: [GgmlType; 7] = [
+const UNIFORM: [GgmlType; 9] = [
     GgmlType::Q4_0,
     GgmlType::Q4_1,
     GgmlType::Q5_0,
@@ -15,10 +15,12 @@ const UNIFORM: [GgmlType; 7] = [
     GgmlType::Q8_0,
     GgmlType::TQ1_0,
     GgmlType::TQ2_0,
+    GgmlType::IQ4_NL,
+    GgmlType::MXFP4,
 ];
 
-const K_QUANTS: [GgmlType; 5] =
-    [GgmlType::Q2_K, GgmlType::Q3_K, GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q6_K];
+const SUPERBLOCKS: [GgmlType; 6] =
+    [GgmlType::Q2_K, GgmlType::Q3_K, GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q6_K, GgmlType::IQ4_XS];
 
 /// For each block format: where its f16 scales are, and FNV-1a over the output of ggml 0.25 (`dequantize_row_*` of
 /// libggml-base, through its C interface) on 512 blocks. Made by tools/make-ggml-hashes.py.
@@ -71,6 +73,22 @@ fn naive(ty: GgmlType, block: &[u8], j: usize) -> f32 {
             let code = block[j / 128 * 32 + j % 32] >> (j % 128 / 32 * 2) & 3;
             (f32::from(code) - 1.0) * half_at(64)
         }
+        GgmlType::IQ4_NL => {
+            const TABLE: [f32; 16] = [
+                -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0,
+                89.0, 113.0,
+            ];
+            TABLE[usize::from(nibble(2))] * half_at(0)
+        }
+        GgmlType::MXFP4 => {
+            // A sign, two bits of exponent with bias 1, one of mantissa; the scale is a power of two with bias 127.
+            let q = nibble(1);
+            let (exponent, mantissa) = (i32::from(q >> 1 & 3), f64::from(q & 1));
+            let size =
+                if exponent == 0 { 0.5 * mantissa } else { (1.0 + 0.5 * mantissa) * 2f64.powi(exponent - 1) };
+            let sign = if q >> 3 == 1 && size > 0.0 { -1.0 } else { 1.0 };
+            (sign * size * 2f64.powi(i32::from(block[0]) - 127)) as f32
+        }
         _ => unreachable!("{ty} is not uniform"),
     }
 }
@@ -122,18 +140,23 @@ proptest! {
         for i in 0..n {
             let (b, j) = (i / format.block, i % format.block);
             prop_assert!(u32::from(codes[i]) < 1 << format.bits);
+            let expected = naive(ty, &row[b * ty.block_bytes()..], j);
+            prop_assert_eq!(bits(expected), bits(out[i]), "{} weight {}", ty, i);
+            if ty == GgmlType::MXFP4 && d[b].is_nan() {
+                // Half of the scale, which is one for doubled values, is no f16.
+                prop_assert!(!(104..144).contains(&row[b * ty.block_bytes()]));
+                continue;
+            }
             let weight = match format.center {
                 Some(c) => d[b].to_f32() * (f32::from(codes[i]) - f32::from(c)),
                 None => d[b].to_f32() * f32::from(codes[i]) + m[b].to_f32(),
             };
             prop_assert_eq!(bits(weight), bits(out[i]), "{} weight {}", ty, i);
-            let expected = naive(ty, &row[b * ty.block_bytes()..], j);
-            prop_assert_eq!(bits(expected), bits(out[i]), "{} weight {}", ty, i);
         }
     }
 
     #[test]
-    fn both_levels_of_scales_give_the_dequantized_row((ty, row) in any_row(&K_QUANTS)) {
+    fn both_levels_of_scales_give_the_dequantized_row((ty, row) in any_row(&SUPERBLOCKS)) {
         let format = superblock_format(ty).unwrap();
         let k = format.coefficients();
         let n = row.len() / ty.block_bytes() * format.superblock;
@@ -219,7 +242,7 @@ fn the_table_is_consistent() {
         let read = dequantize_row(ty, &one, &mut vec![1.0; ty.block_len()]);
         assert_eq!(read.is_ok(), READABLE.contains(&ty), "{ty}");
         assert_eq!(uniform_format(ty).is_some(), UNIFORM.contains(&ty), "{ty}");
-        assert_eq!(superblock_format(ty).is_some(), K_QUANTS.contains(&ty), "{ty}");
+        assert_eq!(superblock_format(ty).is_some(), SUPERBLOCKS.contains(&ty), "{ty}");
     }
     for withdrawn in [4, 5, 31, 32, 33, 36, 37, 38, 43, u32::MAX] {
         assert_eq!(GgmlType::from_id(withdrawn), None);
@@ -244,7 +267,7 @@ fn slices_that_disagree_are_refused() {
     let error = uniform_row(GgmlType::Q4_K, &[0; 144], &mut [0; 256], &mut [], &mut []).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "tensors of type Q4_K cannot be read here; convert to one of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, TQ1_0, TQ2_0"
+        "tensors of type Q4_K cannot be read here; convert to one of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, TQ1_0, TQ2_0, IQ4_NL, MXFP4"
     );
 
     let ty = GgmlType::Q4_K;

@@ -24,6 +24,7 @@ impl Simd for Scalar {
     type Tables = [u8; 32];
     type Acc = [u16; TILE];
     type Sums = [i16; TILE];
+    type Products = [i32; 4];
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, k: K) -> K::Output {
@@ -167,5 +168,23 @@ impl Simd for Scalar {
                 f32::from(s[2 * (row % 16) + row / 16])
             })
         })
+    }
+
+    #[inline(always)]
+    fn products_zero(self) -> [i32; 4] {
+        [0; 4]
+    }
+    #[inline(always)]
+    fn products_add(self, mut t: [i32; 4], a: [&[i8; 16]; 2], b: [&[i8; 16]; 2]) -> [i32; 4] {
+        for (i, t) in t.iter_mut().enumerate() {
+            for (a, b) in a[i / 2].iter().zip(b[i % 2]) {
+                *t = t.wrapping_add(i32::from(*a) * i32::from(*b));
+            }
+        }
+        t
+    }
+    #[inline(always)]
+    fn products_sums(self, t: [i32; 4]) -> [i32; 4] {
+        t
     }
 }

@@ -6,13 +6,14 @@
 //! - [`dequantize_row`]: bytes to `f32`, equal bit for bit to ggml's `dequantize_row_*`;
 //! - [`uniform_row`]: bytes to unsigned codes and `f16` scales, with nothing rounded, where the weights of a block are
 //!   a uniform grid;
-//! - [`superblock_row`]: the same for the K-quants, whose scales are small integers under an `f16` per 256 weights.
+//! - [`superblock_row`]: the same for the K-quants and IQ4_XS, whose scales are small integers under an `f16` per 256
+//!   weights.
 //!
 //! The layouts are at the heads of `uniform.rs`, `ternary.rs`, `kquants.rs` and `codebook.rs`; all are little-endian.
 //! Their source is `dequantize_row_*` in `ggml/src/ggml-quants.c` of llama.cpp, read at ggml 0.25.
 //!
-//! Why this is exact: a scale `d` has 11 significant bits, and what it is multiplied by at most 13 (a code, or a code
-//! and a sub-scale), so that all products are exact in `f32`, for subnormal `d` too (the least `f16` is 2^-24, far above
+//! Why this is exact: a scale `d` has 11 significant bits, and what it is multiplied by at most 13 (a code
+//! and perhaps a sub-scale), so that all products are exact in `f32`, for subnormal `d` too (the least `f16` is 2^-24, far above
 //! the least `f32`). Only the addition of a minimum rounds, once, so that a compiler which fuses the two (as GCC may,
 //! for ggml) and one which does not give the same bits.
 
@@ -58,16 +59,18 @@ const UNIFORM: &[GgmlType] = &[
     GgmlType::Q8_0,
     GgmlType::TQ1_0,
     GgmlType::TQ2_0,
+    GgmlType::IQ4_NL,
+    GgmlType::MXFP4,
 ];
 
 /// The types that [`superblock_row`] splits.
 const SUPERBLOCKS: &[GgmlType] =
-    &[GgmlType::Q2_K, GgmlType::Q3_K, GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q6_K];
+    &[GgmlType::Q2_K, GgmlType::Q3_K, GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q6_K, GgmlType::IQ4_XS];
 
 /// How the codes of a uniform type map to weights; see [`uniform_row`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UniformFormat {
-    /// Significant bits of a code: 2, 4, 5 or 8.
+    /// Significant bits of a code, 2 to 8.
     pub bits: u8,
     /// Weights that share one `d` (and `m`): 32 or 256.
     pub block: usize,
@@ -85,15 +88,17 @@ pub const fn uniform_format(ty: GgmlType) -> Option<UniformFormat> {
         GgmlType::Q8_0 => (8, Some(128)),
         // Codes 0 to 2; a TQ2_0 file may also hold the fourth, 2 d.
         GgmlType::TQ1_0 | GgmlType::TQ2_0 => (2, Some(1)),
+        GgmlType::IQ4_NL => (8, Some(codebook::IQ4_CENTER)),
+        GgmlType::MXFP4 => (5, Some(codebook::E2M1_CENTER)),
         _ => return None,
     };
     Some(UniformFormat { bits, block: ty.block_len(), center })
 }
 
-/// How the codes of a K-quant map to weights; see [`superblock_row`].
+/// How the codes of a type with superblocks map to weights; see [`superblock_row`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SuperblockFormat {
-    /// Significant bits of a code: 2 to 6.
+    /// Significant bits of a code, 2 to 8.
     pub bits: u8,
     /// Weights that share a sub-scale: 16 or 32.
     pub group: usize,
@@ -110,7 +115,7 @@ impl SuperblockFormat {
     }
 }
 
-/// The layout of a K-quant, or `None` for every other type.
+/// The layout of a type with superblocks, or `None` for every other type.
 pub const fn superblock_format(ty: GgmlType) -> Option<SuperblockFormat> {
     let (bits, group, center) = match ty {
         GgmlType::Q2_K => (2, 16, None),
@@ -118,6 +123,7 @@ pub const fn superblock_format(ty: GgmlType) -> Option<SuperblockFormat> {
         GgmlType::Q4_K => (4, 32, None),
         GgmlType::Q5_K => (5, 32, None),
         GgmlType::Q6_K => (6, 16, Some(32)),
+        GgmlType::IQ4_XS => (8, 32, Some(codebook::IQ4_CENTER)),
         _ => return None,
     };
     Some(SuperblockFormat { bits, group, superblock: SUPERBLOCK, center })
@@ -150,8 +156,8 @@ pub fn dequantize_row(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(),
         GgmlType::Q4_K => decode(bytes, out, |b| kquants::q4_k(b).affine(32)),
         GgmlType::Q5_K => decode(bytes, out, |b| kquants::q5_k(b).affine(32)),
         GgmlType::Q6_K => decode(bytes, out, |b| kquants::q6_k(b).symmetric(16, 32)),
-        GgmlType::IQ4_NL => decode(bytes, out, codebook::iq4_nl),
-        GgmlType::IQ4_XS => decode(bytes, out, codebook::iq4_xs),
+        GgmlType::IQ4_NL => decode(bytes, out, |b| codebook::iq4_nl(b).symmetric(codebook::IQ4_CENTER)),
+        GgmlType::IQ4_XS => decode(bytes, out, |b| codebook::iq4_xs(b).symmetric(32, codebook::IQ4_CENTER)),
         GgmlType::MXFP4 => decode(bytes, out, codebook::mxfp4),
         _ => return Err(GgmlError::Unsupported { ty, readable: READABLE }),
     }
@@ -162,6 +168,7 @@ pub fn dequantize_row(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(),
 ///
 /// `codes` is `[n]`, one code per weight in the order of the weights; `d` is `[n / block]`; `m` is `[n / block]`
 /// for Q4_1 and Q5_1 and empty for the symmetric types. What a code means is said by [`uniform_format`].
+/// MXFP4's scales go far beyond `f16`: one that none is equal to is given as NaN.
 ///
 /// # Errors
 /// [`GgmlError::Unsupported`] for a type that is not uniform, [`GgmlError::Length`] for slices that do not
@@ -187,19 +194,21 @@ pub fn uniform_row(
         GgmlType::Q8_0 => split(bytes, codes, d, m, uniform::q8_0),
         GgmlType::TQ1_0 => split(bytes, codes, d, m, ternary::tq1_0),
         GgmlType::TQ2_0 => split(bytes, codes, d, m, ternary::tq2_0),
+        GgmlType::IQ4_NL => split(bytes, codes, d, m, codebook::iq4_nl),
+        GgmlType::MXFP4 => split(bytes, codes, d, m, codebook::mxfp4_block),
         _ => return Err(unsupported),
     }
     Ok(())
 }
 
-/// Splits a row (or several) of a K-quant into its codes and both levels of scales, rounding nothing.
+/// Splits a row (or several) of a type with superblocks into its codes and both levels of scales, rounding nothing.
 ///
 /// `codes` is `[n]`, one code per weight in the order of the weights; `sub_scales` is `[n / group][coefficients]` and
 /// `scales` is `[n / superblock][coefficients]`, each the scale and then, where there is one, the minimum. ggml
 /// subtracts `dmin` times the minimum; `m` is `-dmin`, so that it is added. See [`superblock_format`].
 ///
 /// # Errors
-/// [`GgmlError::Unsupported`] for a type that is no K-quant, [`GgmlError::Length`] for slices that do not agree.
+/// [`GgmlError::Unsupported`] for a type without superblocks, [`GgmlError::Length`] for slices that do not agree.
 pub fn superblock_row(
     ty: GgmlType,
     bytes: &[u8],
@@ -219,6 +228,7 @@ pub fn superblock_row(
         GgmlType::Q4_K => split_super(format, bytes, codes, sub_scales, scales, kquants::q4_k),
         GgmlType::Q5_K => split_super(format, bytes, codes, sub_scales, scales, kquants::q5_k),
         GgmlType::Q6_K => split_super(format, bytes, codes, sub_scales, scales, kquants::q6_k),
+        GgmlType::IQ4_XS => split_super(format, bytes, codes, sub_scales, scales, codebook::iq4_xs),
         _ => return Err(unsupported),
     }
     Ok(())

@@ -32,6 +32,7 @@ use super::table::Tables;
 use crate::error::{Error, Result};
 use crate::isa::Isa;
 use crate::pack::p32::TILE_ROWS;
+use crate::pack::params::SUPERBLOCK;
 use crate::pack::{MAX_PLANES, Packed, ParamKind};
 use crate::simd::{BIAS, FINE_BIAS, FINE_STEPS, Kernel, LANES, Simd};
 use core::ops::Range;
@@ -110,8 +111,10 @@ impl Gemv<'_> {
             let acc = match self.w.kind() {
                 ParamKind::Hlq16 => hlq::<S, LO, HI, false>(s, &tile),
                 ParamKind::Hlq8 => hlq::<S, LO, HI, true>(s, &tile),
-                ParamKind::Uniform => uniform::<S, LO, HI, true>(s, &tile, 0.0),
-                ParamKind::Centered(c) => uniform::<S, LO, HI, false>(s, &tile, f32::from(c)),
+                ParamKind::Uniform => uniform::<S, LO, HI, true, false>(s, &tile, 0.0),
+                ParamKind::Centered(c) => uniform::<S, LO, HI, false, false>(s, &tile, f32::from(c)),
+                ParamKind::UniformK => uniform::<S, LO, HI, true, true>(s, &tile, 0.0),
+                ParamKind::CenteredK(c) => uniform::<S, LO, HI, false, true>(s, &tile, f32::from(c)),
             };
             let mut out = [[0.0; LANES]; 4];
             for (o, a) in out.iter_mut().zip(acc) {
@@ -128,10 +131,12 @@ struct Tile<'a> {
     planes: [&'a [[u8; 32]]; MAX_PLANES],
     /// The tile's parameters as bytes, `[group][coefficient][32]`.
     params: &'a [u8],
-    /// The tile's row scales as bytes, `[coefficient][32]` f16.
+    /// The tile's scales as bytes, `[scale block][coefficient][32]` f16.
     row_scales: &'a [u8],
     /// Bytes of one group's parameters.
     group_params: usize,
+    /// Groups of one superblock.
+    super_groups: usize,
     /// Table pairs, `[cols / 8]`, or for the uniform kinds `[cols / 8][coarse, fine]`.
     entries: &'a [[u8; 32]],
     /// `cols / 8`.
@@ -158,12 +163,13 @@ impl<'a> Tile<'a> {
         let count = w.kind().coefficients(w.planes().len());
         let group_params = count * w.kind().coefficient_bytes() * TILE_ROWS;
         let tile_params = group_params * shape.groups(w.group());
-        let scales = if w.row_scales().is_empty() { 0 } else { count * TILE_ROWS * 2 };
+        let scales = w.kind().scale_blocks(shape.cols) * count * TILE_ROWS * 2;
         Tile {
             planes,
             params: &w.params()[tile * tile_params..(tile + 1) * tile_params],
             row_scales: &w.row_scales()[tile * scales..(tile + 1) * scales],
             group_params,
+            super_groups: SUPERBLOCK / w.group(),
             entries: t.entries().as_chunks().0,
             pairs: shape.pairs(),
             scales: t.scales(),
@@ -259,8 +265,20 @@ fn halves<S: Simd>(s: S, bytes: &[u8]) -> [S::F; 4] {
     [s.load_f16(&b[0]), s.load_f16(&b[1]), s.load_f16(&b[2]), s.load_f16(&b[3])]
 }
 
+/// Four vectors of 8 int8 parameters times their scales. The product of an int8 and a half is exact in f32.
 #[inline(always)]
-fn uniform<S: Simd, const LO: usize, const HI: usize, const MIN: bool>(
+fn scaled<S: Simd>(s: S, bytes: &[u8], scales: &[S::F; 4]) -> [S::F; 4] {
+    let (b, _) = bytes[..TILE_ROWS].as_chunks::<8>();
+    [
+        s.mul(s.load_i8(&b[0]), scales[0]),
+        s.mul(s.load_i8(&b[1]), scales[1]),
+        s.mul(s.load_i8(&b[2]), scales[2]),
+        s.mul(s.load_i8(&b[3]), scales[3]),
+    ]
+}
+
+#[inline(always)]
+fn uniform<S: Simd, const LO: usize, const HI: usize, const MIN: bool, const INT8: bool>(
     s: S,
     tile: &Tile<'_>,
     center: f32,
@@ -291,12 +309,22 @@ fn uniform<S: Simd, const LO: usize, const HI: usize, const MIN: bool>(
                 t[i] = s.fma(a[i], s.splat(half), t[i]);
             }
         }
-        let d = halves(s, params);
+        let scales = match INT8 {
+            true => &tile.row_scales[g / tile.super_groups * (1 + usize::from(MIN)) * 2 * TILE_ROWS..],
+            false => &[][..],
+        };
+        let d = match INT8 {
+            true => scaled(s, params, &halves(s, scales)),
+            false => halves(s, params),
+        };
         for i in 0..4 {
             acc[i] = s.fma(d[i], t[i], acc[i]);
         }
         if MIN {
-            let m = halves(s, &params[2 * TILE_ROWS..]);
+            let m = match INT8 {
+                true => scaled(s, &params[TILE_ROWS..], &halves(s, &scales[2 * TILE_ROWS..])),
+                false => halves(s, &params[2 * TILE_ROWS..]),
+            };
             for i in 0..4 {
                 acc[i] = s.fma(m[i], s.splat(x), acc[i]);
             }
@@ -367,20 +395,13 @@ struct Coefficients<'a, S: Simd, const INT8: bool> {
 }
 
 impl<S: Simd, const INT8: bool> Coefficients<'_, S, INT8> {
-    /// Coefficient `k` of the tile's 32 rows. The product of an int8 and a half is exact in f32.
+    /// Coefficient `k` of the tile's 32 rows.
     #[inline(always)]
     fn get(&self, k: usize) -> [S::F; 4] {
         let s = self.s;
         if !INT8 {
             return halves(s, &self.params[k * 2 * TILE_ROWS..(k + 1) * 2 * TILE_ROWS]);
         }
-        let (b, _) = self.params[k * TILE_ROWS..(k + 1) * TILE_ROWS].as_chunks::<8>();
-        let r = &self.row_scales[k];
-        [
-            s.mul(s.load_i8(&b[0]), r[0]),
-            s.mul(s.load_i8(&b[1]), r[1]),
-            s.mul(s.load_i8(&b[2]), r[2]),
-            s.mul(s.load_i8(&b[3]), r[3]),
-        ]
+        scaled(s, &self.params[k * TILE_ROWS..], &self.row_scales[k])
     }
 }

@@ -22,8 +22,8 @@
 
 use crate::error::{Error, Result};
 use crate::isa::Isa;
-use crate::pack::GROUPS;
 use crate::pack::p32::PAIR_COLS;
+use crate::pack::{GROUPS, GROUPS_LIST};
 use crate::simd::{Kernel, LANES, Simd, blocks, load_tail};
 
 /// Activations under one table scale at most: the i16 sums of a 4-plane integer pass are bounded by
@@ -35,7 +35,7 @@ pub const MAX_CHUNK: usize = 64;
 pub struct TableShape {
     /// Activations.
     pub cols: usize,
-    /// Columns per group of the weights that the tables are for: 32, 64, 128 or 256.
+    /// Columns per group of the weights that the tables are for: 16, 32, 64, 128 or 256.
     pub group: usize,
     /// Whether each table has a fine one beside it; see the module's head.
     pub fine: bool,
@@ -69,7 +69,7 @@ impl TableShape {
 
     fn check(self, entries: usize, scales: usize) -> Result<()> {
         if !GROUPS.contains(&self.group) {
-            return Err(Error::Shape { what: "group", found: self.group, allowed: "32, 64, 128 or 256" });
+            return Err(Error::Shape { what: "group", found: self.group, allowed: GROUPS_LIST });
         }
         for (what, expected, found) in
             [("table entries", self.entries_len(), entries), ("table scales", self.scales_len(), scales)]

@@ -21,4 +21,7 @@ pub use view::Packed;
 pub const MAX_PLANES: usize = 8;
 
 /// Group sizes, in columns, that kernels know.
-pub const GROUPS: [usize; 4] = [32, 64, 128, 256];
+pub const GROUPS: [usize; 5] = [16, 32, 64, 128, 256];
+
+/// [`GROUPS`], for messages.
+pub const GROUPS_LIST: &str = "16, 32, 64, 128 or 256";

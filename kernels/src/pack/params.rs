@@ -19,26 +19,48 @@ pub enum ParamKind {
     /// without a minimum (Q4_0, Q5_0, Q8_0, ternary) at their own bits, exactly: a stored
     /// `m = -center * d` could overflow f16.
     Centered(u8),
+    /// The same as [`ParamKind::Uniform`] with int8 under one f16 per row, coefficient and 256 columns (a second
+    /// buffer, `[tile][superblock][coefficient][32]`): `d = int8 * f16`, `m = int8 * f16`. Serves ggml's K-quants with
+    /// a minimum (Q2_K, Q4_K, Q5_K) exactly, at nearly their own bits.
+    UniformK,
+    /// The same as [`ParamKind::Centered`] with such an int8: Q3_K and Q6_K.
+    CenteredK(u8),
 }
+
+/// Columns that share the f16 scales of the K kinds.
+pub const SUPERBLOCK: usize = 256;
 
 impl ParamKind {
     /// Coefficients stored per row and group for `planes` planes.
     pub const fn coefficients(self, planes: usize) -> usize {
         match self {
             ParamKind::Hlq16 | ParamKind::Hlq8 => planes + 1,
-            ParamKind::Uniform => 2,
-            ParamKind::Centered(_) => 1,
+            ParamKind::Uniform | ParamKind::UniformK => 2,
+            ParamKind::Centered(_) | ParamKind::CenteredK(_) => 1,
         }
     }
     /// Whether planes are summed as integers under one scale. Such matrices take fine tables.
     pub const fn is_uniform(self) -> bool {
-        matches!(self, ParamKind::Uniform | ParamKind::Centered(_))
+        !matches!(self, ParamKind::Hlq16 | ParamKind::Hlq8)
+    }
+    /// The code that stands for 0, in kinds that store no `m`.
+    pub const fn center(self) -> Option<u8> {
+        match self {
+            ParamKind::Centered(c) | ParamKind::CenteredK(c) => Some(c),
+            _ => None,
+        }
     }
     /// Bytes of one coefficient.
     pub const fn coefficient_bytes(self) -> usize {
+        if self.scale_blocks(1) > 0 { 1 } else { 2 }
+    }
+    /// Runs of columns in a row of `cols`, each of which has an f16 scale for each int8 coefficient; 0 for kinds whose
+    /// coefficients are f16 themselves.
+    pub const fn scale_blocks(self, cols: usize) -> usize {
         match self {
             ParamKind::Hlq8 => 1,
-            _ => 2,
+            ParamKind::UniformK | ParamKind::CenteredK(_) => cols.div_ceil(SUPERBLOCK),
+            _ => 0,
         }
     }
     /// Bytes of the set of a matrix; `None` on overflow.
@@ -49,12 +71,11 @@ impl ParamKind {
             None => None,
         }
     }
-    /// Bytes of the f16 row scales `[tile][coefficient][32]`; 0 for kinds without them.
+    /// Bytes of the f16 scales `[tile][scale block][coefficient][32]`; 0 for kinds without them. `usize::MAX` stands
+    /// for more than that.
     pub const fn row_scale_bytes(self, shape: PlaneShape, planes: usize) -> usize {
-        match self {
-            ParamKind::Hlq8 => shape.tiles() * (planes + 1) * TILE_ROWS * 2,
-            _ => 0,
-        }
+        let block = self.coefficients(planes) * TILE_ROWS * 2;
+        shape.tiles().saturating_mul(self.scale_blocks(shape.cols)).saturating_mul(block)
     }
     /// The name used in files and on the command line.
     pub const fn name(self) -> &'static str {
@@ -63,6 +84,8 @@ impl ParamKind {
             ParamKind::Hlq8 => "hlq8",
             ParamKind::Uniform => "uniform",
             ParamKind::Centered(_) => "centered",
+            ParamKind::UniformK => "uniformk",
+            ParamKind::CenteredK(_) => "centeredk",
         }
     }
 }

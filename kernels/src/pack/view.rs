@@ -1,8 +1,8 @@
 //! A checked view of one packed matrix: what kernels take.
 
 use super::p32::{PlaneShape, TILE_ROWS, unpack_row};
-use super::params::ParamKind;
-use super::{GROUPS, MAX_PLANES};
+use super::params::{ParamKind, SUPERBLOCK};
+use super::{GROUPS, GROUPS_LIST, MAX_PLANES};
 use crate::error::{Error, Result};
 use half::f16;
 
@@ -23,8 +23,8 @@ impl<'a> Packed<'a> {
     /// Checks that the buffers fit the shape.
     ///
     /// `planes`: 1 to 8 whole planes; `params`: the set valid for exactly these planes;
-    /// `row_scales`: f16 `[tile][planes + 1][32]` for [`ParamKind::Hlq8`], else empty. No alignment is
-    /// asked for.
+    /// `row_scales`: f16 `[tile][scale block][coefficient][32]` for the int8 kinds, else empty. No alignment
+    /// is asked for.
     ///
     /// # Errors
     /// [`Error::Shape`] for a plane count, group or size that no kernel knows, [`Error::Length`] for a
@@ -46,7 +46,7 @@ impl<'a> Packed<'a> {
             return Err(Error::Shape { what: "number of planes", found: planes.len(), allowed: "1 to 8" });
         }
         if !GROUPS.contains(&group) {
-            return Err(Error::Shape { what: "group", found: group, allowed: "32, 64, 128 or 256" });
+            return Err(Error::Shape { what: "group", found: group, allowed: GROUPS_LIST });
         }
         let plane_bytes = shape.plane_bytes().ok_or_else(too_large)?;
         let check = |what: String, expected, found| {
@@ -83,7 +83,7 @@ impl<'a> Packed<'a> {
     pub fn params(&self) -> &'a [u8] {
         self.params
     }
-    /// The f16 row scales, `[tile][coefficient][32]`, or nothing.
+    /// The f16 scales of int8 coefficients, `[tile][scale block][coefficient][32]`, or nothing.
     pub fn row_scales(&self) -> &'a [u8] {
         self.row_scales
     }
@@ -98,13 +98,13 @@ impl<'a> Packed<'a> {
         let (tile, r) = (row / TILE_ROWS, row % TILE_ROWS);
         let at = ((tile * self.shape.groups(self.group) + group) * n + k) * TILE_ROWS + r;
         let half = |b: &[u8], i: usize| f16::from_le_bytes([b[2 * i], b[2 * i + 1]]).to_f32();
-        match self.kind {
-            ParamKind::Hlq8 => {
-                let scale = half(self.row_scales, (tile * n + k) * TILE_ROWS + r);
-                f32::from(self.params[at].cast_signed()) * scale
-            }
-            _ => half(self.params, at),
+        let blocks = self.kind.scale_blocks(self.shape.cols);
+        if blocks == 0 {
+            return half(self.params, at);
         }
+        let block = if blocks == 1 { 0 } else { group * self.group / SUPERBLOCK };
+        let scale = half(self.row_scales, ((tile * blocks + block) * n + k) * TILE_ROWS + r);
+        f32::from(self.params[at].cast_signed()) * scale
     }
 
     /// The weights of one row as f32: the meaning of the format. `out` has `cols` elements.
@@ -132,11 +132,11 @@ impl<'a> Packed<'a> {
             self.unpack_group(row, g, codes);
             let coef = |k| self.coefficient(row, g, k);
             match self.kind {
-                ParamKind::Uniform => {
+                ParamKind::Uniform | ParamKind::UniformK => {
                     let (d, m) = (coef(0), coef(1));
                     w.iter_mut().zip(codes).for_each(|(w, c)| *w = d * f32::from(*c) + m);
                 }
-                ParamKind::Centered(center) => {
+                ParamKind::Centered(center) | ParamKind::CenteredK(center) => {
                     let d = coef(0);
                     for (w, c) in w.iter_mut().zip(codes) {
                         *w = d * f32::from(i16::from(*c) - i16::from(center));

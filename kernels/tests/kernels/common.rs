@@ -58,7 +58,9 @@ impl Matrix {
         };
         let set = kind.set_bytes(shape, q, group).unwrap();
         let params = match kind {
-            ParamKind::Hlq8 => (0..set).map(|_| rng.next() as u8).collect(),
+            ParamKind::Hlq8 | ParamKind::UniformK | ParamKind::CenteredK(_) => {
+                (0..set).map(|_| rng.next() as u8).collect()
+            }
             _ => halves(rng, set),
         };
         let row_scales = halves(rng, kind.row_scale_bytes(shape, q));
@@ -71,6 +73,14 @@ impl Matrix {
     }
 }
 
-pub(crate) fn kinds() -> [ParamKind; 5] {
-    [ParamKind::Hlq16, ParamKind::Hlq8, ParamKind::Uniform, ParamKind::Centered(8), ParamKind::Centered(128)]
+pub(crate) fn kinds() -> [ParamKind; 7] {
+    [
+        ParamKind::Hlq16,
+        ParamKind::Hlq8,
+        ParamKind::Uniform,
+        ParamKind::Centered(8),
+        ParamKind::Centered(128),
+        ParamKind::UniformK,
+        ParamKind::CenteredK(32),
+    ]
 }

@@ -5,8 +5,9 @@
 //! | name | type | dimensions (fastest first) |
 //! |---|---|---|
 //! | `blk.3.ffn_up.p0` .. `.p{q-1}` | I8 | `[bytes of a tile, tiles]`, layout P32 |
-//! | `blk.3.ffn_up.s{q}` | F16, or I8 for `hlq8` | `[32, coefficients, groups, tiles]` |
+//! | `blk.3.ffn_up.s{q}` | F16, or I8 for `hlq8`, `uniformk`, `centeredk` | `[32, coefficients, groups, tiles]` |
 //! | `blk.3.ffn_up.r{q}` (`hlq8`) | F16 | `[32, coefficients, tiles]` |
+//! | `blk.3.ffn_up.r{q}` (`uniformk`, `centeredk`) | F16 | `[32, coefficients, superblocks of 256 columns, tiles]` |
 //!
 //! and of one line in the string array `lutite.tensors`, e.g.
 //! `blk.3.ffn_up kind=uniform rows=1536 cols=576 planes=4 group=32` or
@@ -14,7 +15,7 @@
 
 use lutite_kernels::ggml::GgmlType;
 use lutite_kernels::pack::p32::{LAYOUT_HASH, LAYOUT_ID, TILE_ROWS};
-use lutite_kernels::pack::{GROUPS, MAX_PLANES, ParamKind, PlaneShape};
+use lutite_kernels::pack::{GROUPS, GROUPS_LIST, MAX_PLANES, ParamKind, PlaneShape};
 
 /// Version of the packed format that is written; a reader refuses a greater one.
 pub const FORMAT_VERSION: u32 = 1;
@@ -73,7 +74,8 @@ impl PackedInfo {
             return Err(bad("rows, cols, planes and group are all needed"));
         };
         if !(1..=MAX_PLANES).contains(&planes) || !GROUPS.contains(&group) || rows == 0 || cols == 0 {
-            return Err(bad("planes must be 1 to 8, group 32, 64, 128 or 256, rows and cols above 0"));
+            let why = format!("planes must be 1 to 8, group {GROUPS_LIST}, rows and cols above 0");
+            return Err(bad(&why));
         }
         if rows >= MAX_SIDE || cols >= MAX_SIDE {
             return Err(bad("rows and cols must be below 16777216"));
@@ -87,7 +89,7 @@ impl PackedInfo {
     /// The line of `lutite.tensors`.
     pub fn line(&self) -> String {
         let kind = match self.kind {
-            ParamKind::Centered(c) => format!("centered:{c}"),
+            ParamKind::Centered(c) | ParamKind::CenteredK(c) => format!("{}:{c}", self.kind.name()),
             k => k.name().to_owned(),
         };
         let PlaneShape { rows, cols } = self.shape;
@@ -118,9 +120,9 @@ impl PackedInfo {
     pub fn params_name(&self) -> String {
         format!("{}.s{}", self.name, self.planes)
     }
-    /// Name of the row scales' tensor, for kinds that have one.
+    /// Name of the tensor of the int8 coefficients' scales, for kinds that have one.
     pub fn row_scales_name(&self) -> Option<String> {
-        (self.kind == ParamKind::Hlq8).then(|| format!("{}.r{}", self.name, self.planes))
+        (self.kind.scale_blocks(self.shape.cols) > 0).then(|| format!("{}.r{}", self.name, self.planes))
     }
 
     /// Its tensors in file order: name, type, dimensions.
@@ -132,10 +134,15 @@ impl PackedInfo {
         let plane = vec![n(self.shape.tile_bytes()), tiles];
         let mut all: Vec<_> =
             (0..self.planes).map(|p| (self.plane_name(p), GgmlType::I8, plane.clone())).collect();
-        let ty = if self.kind == ParamKind::Hlq8 { GgmlType::I8 } else { GgmlType::F16 };
+        let ty = if self.kind.coefficient_bytes() == 1 { GgmlType::I8 } else { GgmlType::F16 };
         all.push((self.params_name(), ty, vec![n(TILE_ROWS), coefficients, groups, tiles]));
         if let Some(name) = self.row_scales_name() {
-            all.push((name, GgmlType::F16, vec![n(TILE_ROWS), coefficients, tiles]));
+            let blocks = n(self.kind.scale_blocks(self.shape.cols));
+            let dims = match self.kind {
+                ParamKind::Hlq8 => vec![n(TILE_ROWS), coefficients, tiles],
+                _ => vec![n(TILE_ROWS), coefficients, blocks, tiles],
+            };
+            all.push((name, GgmlType::F16, dims));
         }
         all
     }
@@ -147,9 +154,11 @@ fn parse_kind(s: &str) -> Option<ParamKind> {
             "hlq16" => Some(ParamKind::Hlq16),
             "hlq8" => Some(ParamKind::Hlq8),
             "uniform" => Some(ParamKind::Uniform),
+            "uniformk" => Some(ParamKind::UniformK),
             _ => None,
         },
         Some(("centered", c)) => c.parse().ok().map(ParamKind::Centered),
+        Some(("centeredk", c)) => c.parse().ok().map(ParamKind::CenteredK),
         Some(_) => None,
     }
 }
@@ -160,7 +169,14 @@ mod tests {
 
     #[test]
     fn lines_read_back_and_bad_ones_say_why() {
-        for kind in [ParamKind::Hlq16, ParamKind::Hlq8, ParamKind::Uniform, ParamKind::Centered(128)] {
+        for kind in [
+            ParamKind::Hlq16,
+            ParamKind::Hlq8,
+            ParamKind::Uniform,
+            ParamKind::Centered(128),
+            ParamKind::UniformK,
+            ParamKind::CenteredK(32),
+        ] {
             let shape = PlaneShape { rows: 49152, cols: 576 };
             let i = PackedInfo { name: "blk.0.ffn_up".into(), kind, shape, planes: 8, group: 32 };
             assert_eq!(PackedInfo::parse(&i.line()).unwrap(), i);
@@ -170,7 +186,7 @@ mod tests {
             ("a kind=hlq16 rows=1 cols=1 planes=1", "all needed"),
             ("a kind=magic rows=1 cols=1 planes=1 group=32", "unknown kind"),
             ("a kind=hlq8 rows=1 cols=1 planes=9 group=32", "planes must be"),
-            ("a kind=hlq8 rows=1 cols=1 planes=1 group=33", "group 32"),
+            ("a kind=hlq8 rows=1 cols=1 planes=1 group=33", "group 16, 32"),
             ("a kind=hlq8 rows=x cols=1 planes=1 group=32", "expected a number"),
             ("a kind=hlq8 rows=1 cols=1 planes=1 group=32 color=red", "unknown key"),
             ("a kind=hlq8 rows=18446744073709551615 cols=99 planes=8 group=32", "below 16777216"),

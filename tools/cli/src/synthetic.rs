@@ -270,7 +270,7 @@ impl Fill {
                 (true, _) => self.random(values),
                 (false, GgmlType::I8) => {
                     self.scratch.clear();
-                    self.scratch.resize(values, HLQ8_CODE.cast_unsigned());
+                    self.scratch.resize(values, INT8_CODE.cast_unsigned());
                 }
                 (false, _) => {
                     self.scratch.resize(2 * values, 0);
@@ -310,10 +310,10 @@ impl Fill {
     }
 }
 
-/// The int8 of every parameter of kind hlq8; the row scales make the value.
-const HLQ8_CODE: i8 = 127;
+/// Every int8 parameter; the f16 scales make the value.
+const INT8_CODE: i8 = 127;
 
-/// The f16 parameters of one group (hlq8: the row scales of one tile), `[coefficient][32]`.
+/// The f16 parameters of one group (int8 kinds: the scales of one tile or superblock), `[coefficient][32]`.
 fn parameters(info: &PackedInfo) -> Vec<u8> {
     let codes = (1_u32 << info.planes) as f32;
     let deviation = ((codes * codes - 1.0) / 12.0).sqrt();
@@ -321,12 +321,12 @@ fn parameters(info: &PackedInfo) -> Vec<u8> {
     let middle = -step * (codes - 1.0) / 2.0;
     let scales = (0..info.planes).map(|p| step * (1_u32 << p) as f32);
     let values: Vec<f32> = match info.kind {
-        ParamKind::Hlq16 => scales.chain([middle]).collect(),
-        ParamKind::Hlq8 => scales.chain([middle]).map(|s| s / f32::from(HLQ8_CODE)).collect(),
-        ParamKind::Uniform => vec![step, middle],
-        ParamKind::Centered(_) => vec![step],
+        ParamKind::Hlq16 | ParamKind::Hlq8 => scales.chain([middle]).collect(),
+        ParamKind::Uniform | ParamKind::UniformK => vec![step, middle],
+        ParamKind::Centered(_) | ParamKind::CenteredK(_) => vec![step],
     };
-    values.iter().flat_map(|v| [f16::from_f32(*v).to_le_bytes(); TILE_ROWS]).flatten().collect()
+    let unit = if info.kind.coefficient_bytes() == 1 { 1.0 / f32::from(INT8_CODE) } else { 1.0 };
+    values.iter().flat_map(|v| [f16::from_f32(v * unit).to_le_bytes(); TILE_ROWS]).flatten().collect()
 }
 
 /// xorshift64* (Marsaglia 2003, Vigna 2016): fast, and random enough for weights and prompts nobody looks at.
@@ -393,6 +393,8 @@ mod tests {
             (ParamKind::Hlq8, 3),
             (ParamKind::Uniform, 4),
             (ParamKind::Centered(128), 8),
+            (ParamKind::UniformK, 4),
+            (ParamKind::CenteredK(32), 6),
         ] {
             let shape = PlaneShape { rows: 64, cols: 256 };
             let info = PackedInfo { name: "x".into(), kind, shape, planes, group: 64 };

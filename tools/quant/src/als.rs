@@ -21,7 +21,7 @@ mod store;
 mod tests;
 
 use group::{Groups, Solver};
-use lutite_kernels::pack::{GROUPS, MAX_PLANES, ParamKind};
+use lutite_kernels::pack::{GROUPS, GROUPS_LIST, MAX_PLANES, ParamKind};
 
 use crate::error::{Error, Result};
 use store::Steps;
@@ -91,7 +91,7 @@ fn check(w: &[f32], cols: usize, importance: Option<&[f32]>, spec: &FitSpec) -> 
         return setting("number of planes", spec.planes.to_string(), "1 to 8");
     }
     if !GROUPS.contains(&spec.group) {
-        return setting("group size", spec.group.to_string(), "32, 64, 128 or 256");
+        return setting("group size", spec.group.to_string(), GROUPS_LIST);
     }
     if !matches!(spec.kind, ParamKind::Hlq16 | ParamKind::Hlq8) {
         return setting("parameter kind", spec.kind.name().into(), "hlq16 or hlq8");

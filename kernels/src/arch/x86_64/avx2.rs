@@ -87,6 +87,8 @@ impl Simd for Avx2 {
     type Tables = (__m256i, __m256i);
     type Acc = Acc;
     type Sums = Sums;
+    /// 8 lanes for each of the four.
+    type Products = [__m256i; 4];
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, k: K) -> K::Output {
@@ -286,6 +288,35 @@ impl Simd for Avx2 {
                 _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(s.odd))),
                 _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm256_extracti128_si256::<1>(s.odd))),
             ]
+        })
+    }
+
+    #[inline(always)]
+    fn products_zero(self) -> [__m256i; 4] {
+        op!([_mm256_setzero_si256(); 4])
+    }
+    /// Bytes are widened first: `maddubs` on them would take one side unsigned, and saturate.
+    #[inline(always)]
+    fn products_add(self, mut t: [__m256i; 4], a: [&[i8; 16]; 2], b: [&[i8; 16]; 2]) -> [__m256i; 4] {
+        op!({
+            for i in 0..4 {
+                let a = _mm256_cvtepi8_epi16(_mm_loadu_si128(a[i / 2].as_ptr().cast()));
+                let b = _mm256_cvtepi8_epi16(_mm_loadu_si128(b[i % 2].as_ptr().cast()));
+                t[i] = _mm256_add_epi32(t[i], _mm256_madd_epi16(a, b));
+            }
+            t
+        })
+    }
+    #[inline(always)]
+    fn products_sums(self, t: [__m256i; 4]) -> [i32; 4] {
+        op!({
+            let mut out = [0; 4];
+            for i in 0..4 {
+                let q = _mm_add_epi32(_mm256_castsi256_si128(t[i]), _mm256_extracti128_si256::<1>(t[i]));
+                let h = _mm_add_epi32(q, _mm_shuffle_epi32::<0b01_00_11_10>(q));
+                out[i] = _mm_cvtsi128_si32(_mm_add_epi32(h, _mm_shuffle_epi32::<0b10_11_00_01>(h)));
+            }
+            out
         })
     }
 }

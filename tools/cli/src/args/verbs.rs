@@ -94,7 +94,7 @@ pub struct QuantizeArgs {
     /// Bit planes: `exact` for the source's own, or 1 to 8
     #[arg(long, value_name = "BITS", default_value = "exact")]
     pub bits: Bits,
-    /// Weights that share a set of scales: 32, 64, 128 or 256
+    /// Weights that share a set of scales: 16, 32, 64, 128 or 256
     #[arg(long, value_name = "N", default_value = "64", value_parser = group_parser())]
     pub group: u32,
     /// How the scales are stored
@@ -294,7 +294,7 @@ pub struct BenchArgs {
     /// Bit planes to pack a plain or synthetic model with
     #[arg(long, value_name = "BITS")]
     pub bits: Option<Bits>,
-    /// Weights that share a set of scales: 32, 64, 128 or 256
+    /// Weights that share a set of scales: 16, 32, 64, 128 or 256
     #[arg(long, value_name = "N", value_parser = group_parser())]
     pub group: Option<u32>,
     /// Form of the result

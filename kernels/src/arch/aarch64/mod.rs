@@ -1,0 +1,2 @@
+//! 64-bit Arm tiers.
+pub(crate) mod neon;

@@ -1,0 +1,152 @@
+//! One hash for each kernel over seeded inputs. Within a machine all tiers have to agree; the hashes are printed, so that
+//! machines of different architectures can be compared as well (`.ci/run bits`).
+
+use crate::common::{Matrix, Rng, kinds};
+use lutite_kernels::attention::{KvSlice, attend, to_f16};
+use lutite_kernels::int8::dot_2x2;
+use lutite_kernels::isa::Isa;
+use lutite_kernels::lut::{TableShape, Tables, gemv, table};
+use lutite_kernels::ops::{act, norm, rope, softmax};
+use lutite_kernels::pack::GROUPS;
+use lutite_kernels::plain::{self, PlainType};
+
+/// FNV-1a, 64 bits.
+struct Hash(u64);
+
+impl Hash {
+    fn new() -> Hash {
+        Hash(0xcbf2_9ce4_8422_2325)
+    }
+    fn bytes(&mut self, b: &[u8]) {
+        for b in b {
+            self.0 = (self.0 ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    fn floats(&mut self, x: &[f32]) {
+        assert!(x.iter().all(|x| !x.is_nan()), "a NaN has no promised bits");
+        x.iter().for_each(|x| self.bytes(&x.to_bits().to_le_bytes()));
+    }
+}
+
+/// Numbers as they come in activations: several magnitudes, zeros of both signs, an outlier.
+fn vector(rng: &mut Rng, n: usize) -> Vec<f32> {
+    let mut x: Vec<f32> =
+        (0..n).map(|_| rng.normal() * [1.0, 1.0, 1e-3, 30.0, 0.0, 1e-41][rng.below(6)]).collect();
+    if n > 3 {
+        x[3] = 1e4;
+    }
+    x
+}
+
+/// Tables and products for every kind, number of planes and size of group, on odd shapes.
+fn look_ups(isa: Isa, h: &mut Hash) {
+    let mut rng = Rng(11);
+    for kind in kinds() {
+        for q in 1..=8 {
+            for group in GROUPS {
+                let (rows, cols) = (1 + rng.below(80), 1 + rng.below(600));
+                let m = Matrix::random(&mut rng, rows, cols, q, group, kind);
+                let x = vector(&mut rng, cols);
+                let shape = TableShape { cols, group, fine: kind.is_uniform() };
+                let mut entries = vec![0; shape.entries_len()];
+                let mut scales = vec![0.0; shape.scales_len()];
+                table::build(isa, shape, &x, &mut entries, &mut scales).unwrap();
+                h.bytes(&entries);
+                h.floats(&scales);
+                let t = Tables::new(shape, &entries, &scales).unwrap();
+                let mut y = vec![0.0; rows];
+                gemv(isa, &m.view(), &t, 0..m.shape.tiles(), true, &mut y).unwrap();
+                h.floats(&y);
+            }
+        }
+    }
+}
+
+fn operations(isa: Isa, h: &mut Hash) {
+    let mut rng = Rng(12);
+    let rope = rope::Rope::new(&rope::RopeConfig {
+        dims: 64,
+        base: 10_000.0,
+        factors: vec![1.5; 32],
+        scaling: rope::RopeScaling::None,
+    });
+    for n in [1, 7, 8, 9, 64, 577] {
+        let (x, u) = (vector(&mut rng, n), vector(&mut rng, n));
+        let mut y = vec![0.0; n];
+        act::silu_mul(isa, &x, &u, &mut y);
+        h.floats(&y);
+        act::add(&x, &u, &mut y);
+        h.floats(&y);
+        norm::apply(&x, norm::inverse_rms(isa, &x, 1e-5), &u, &mut y);
+        h.floats(&y);
+        y.copy_from_slice(&x);
+        softmax::softmax(isa, &mut y);
+        h.floats(&y);
+        for ty in [PlainType::F32, PlainType::F16, PlainType::Bf16] {
+            // Weights below 2 in magnitude in each of the types: the upper exponent bit is cleared.
+            let mut w: Vec<u8> = (0..5 * n * ty.bytes()).map(|_| rng.next() as u8).collect();
+            w.iter_mut().skip(ty.bytes() - 1).step_by(ty.bytes()).for_each(|b| *b &= 0xbf);
+            plain::gemm(isa, ty, &w, n, &x, &mut |_, _, y| h.floats(&[y])).unwrap();
+        }
+        let mut angles = vec![0.0; rope.dims()];
+        rope.angles(n * 1013, &mut angles);
+        let mut head = vector(&mut rng, 64);
+        rope::rotate_adjacent(&mut head, &angles);
+        h.floats(&head);
+    }
+}
+
+fn attention(isa: Isa, h: &mut Hash) {
+    let mut rng = Rng(13);
+    for (dim, positions) in [(8, 1), (64, 37), (128, 300)] {
+        let mut floats = || (0..dim * positions).map(|_| rng.normal()).collect::<Vec<f32>>();
+        let (k, v) = (floats(), floats());
+        let q = floats()[..dim].to_vec();
+        let half = |x: &[f32]| {
+            let mut out = vec![0; x.len()];
+            to_f16(isa, x, &mut out);
+            out
+        };
+        let (k16, v16) = (half(&k), half(&v));
+        for (k, v) in [(KvSlice::F32(&k), KvSlice::F32(&v)), (KvSlice::F16(&k16), KvSlice::F16(&v16))] {
+            let (mut scores, mut out) = (vec![0.0; positions], vec![0.0; dim]);
+            attend(isa, &q, k, v, 0.125, &mut scores, &mut out);
+            h.floats(&scores);
+            h.floats(&out);
+        }
+    }
+}
+
+fn byte_products(isa: Isa, h: &mut Hash) {
+    let mut rng = Rng(14);
+    for n in [1, 15, 16, 100, 1000] {
+        let rows: [Vec<i8>; 4] = [(); 4].map(|()| (0..n).map(|_| rng.next() as i8).collect());
+        for sum in dot_2x2(isa, [&rows[0], &rows[1]], [&rows[2], &rows[3]]).unwrap() {
+            h.bytes(&sum.to_le_bytes());
+        }
+    }
+}
+
+#[test]
+fn bits_of_every_kernel() {
+    type Family = (&'static str, fn(Isa, &mut Hash));
+    let families: [Family; 4] = [
+        ("look-ups", look_ups),
+        ("operations", operations),
+        ("attention", attention),
+        ("byte products", byte_products),
+    ];
+    for (name, run) in families {
+        let hash = |isa| {
+            let mut h = Hash::new();
+            run(isa, &mut h);
+            h.0
+        };
+        let scalar = hash(Isa::scalar());
+        for isa in Isa::available() {
+            let h = hash(isa);
+            println!("bits: {name} = {h:016x} ({})", isa.name());
+            assert_eq!(h, scalar, "{name} on {} and on scalar", isa.name());
+        }
+    }
+}
