@@ -93,19 +93,17 @@ fn source(args: &BenchArgs, threads: usize) -> anyhow::Result<(String, Source)> 
         return Ok((recipe.name(), Source { path: PathBuf::from(recipe.name()), bytes, verified: true }));
     }
     let named = args.model.named();
+    // A benchmark measures speed, which does not depend on what the weights lost.
+    let exact = PackOptions::exact();
+    let how = |options| load::Packing { options, threads, in_memory: args.no_cache, measure: false };
     let source = match (args.bits, args.group) {
-        (None, None) => load::find_packed(named, threads, args.no_cache)?,
+        (None, None) => load::find_packed(named, &how(exact))?,
         (None, Some(_)) => {
             anyhow::bail!("--group needs --bits: without, a model keeps the groups that it has")
         }
         (Some(bits), group) => {
-            let bits = match bits {
-                Bits::Exact => lutite_quant::Bits::Exact,
-                Bits::Planes(q) => lutite_quant::Bits::Planes(usize::from(q)),
-            };
             let group = group.map_or(DEFAULT_GROUP, |g| g as usize);
-            let options = PackOptions { bits, group, ..PackOptions::exact() };
-            load::pack(load::find(named)?, &options, threads, args.no_cache)?
+            load::pack(load::find(named)?, &how(PackOptions { bits: load::bits(bits), group, ..exact }))?
         }
     };
     let name = source.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -125,6 +123,8 @@ fn run(
         batch_size: args.batch_size,
         cache_type_k: args.cache_type_k,
         cache_type_v: args.cache_type_v,
+        bits: Bits::Exact,
+        no_measure: true,
         no_cache: args.no_cache,
     };
     let context = tests.iter().map(|t| t.tokens()).max();
