@@ -9,6 +9,18 @@ use crate::simd::{Kernel, Simd};
 #[derive(Clone, Copy, Debug)]
 pub struct Isa(Tier);
 
+/// Names of processor features, as Rust spells them, and whether this machine has them.
+pub type Features = Vec<(&'static str, bool)>;
+
+#[cfg(target_arch = "x86_64")]
+macro_rules! features {
+    ($($f:tt),*) => { vec![$(($f, is_x86_feature_detected!($f))),*] };
+}
+#[cfg(target_arch = "aarch64")]
+macro_rules! features {
+    ($($f:tt),*) => { vec![$(($f, std::arch::is_aarch64_feature_detected!($f))),*] };
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Tier {
     Scalar(arch::Scalar),
@@ -86,21 +98,28 @@ impl Isa {
         }
     }
 
-    /// The processor features that tiers are made of, present ones and future ones, and whether this machine
-    /// has them: for a person who wonders why a tier was not taken.
-    pub fn features() -> Vec<(&'static str, bool)> {
+    /// The tiers of this architecture, slowest first, each with the processor features that it needs and whether this
+    /// machine has them: for a person who wonders why a tier was or was not taken.
+    pub fn tiers() -> Vec<(&'static str, Features)> {
+        #[allow(unused_mut)]
+        let mut all = vec![("scalar", vec![])];
         #[cfg(target_arch = "x86_64")]
-        macro_rules! has {
-            ($($f:tt),*) => { vec![$(($f, is_x86_feature_detected!($f))),*] };
-        }
+        all.push(("avx2", features!["avx2", "fma", "f16c", "bmi2"]));
+        #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+        all.extend([
+            ("neon", features!["neon"]),
+            ("neon-dot", features!["neon", "dotprod"]),
+            ("neon-i8mm", features!["neon", "dotprod", "i8mm"]),
+        ]);
+        all
+    }
+
+    /// Features that later tiers will be made of, and whether this machine has them.
+    pub fn unused_features() -> Features {
         #[cfg(target_arch = "x86_64")]
-        return has!["avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512vbmi", "avx512vnni"];
+        return features!["avx512f", "avx512bw", "avx512vbmi", "avx512vnni"];
         #[cfg(target_arch = "aarch64")]
-        macro_rules! has {
-            ($($f:tt),*) => { vec![$(($f, std::arch::is_aarch64_feature_detected!($f))),*] };
-        }
-        #[cfg(target_arch = "aarch64")]
-        return has!["neon", "fp16", "dotprod", "i8mm", "sve"];
+        return features!["fp16", "sve"];
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         return Vec::new();
     }
@@ -138,5 +157,15 @@ mod tests {
         }
         let e = Isa::by_name("avx1024").unwrap_err().to_string();
         assert!(e.contains("avx1024") && e.contains("scalar"), "{e}");
+    }
+
+    #[test]
+    fn a_tier_runs_where_its_features_are() {
+        let here: Vec<_> = Isa::available().iter().map(|i| i.name()).collect();
+        let by_features = Isa::tiers()
+            .into_iter()
+            .filter(|(_, needs)| needs.iter().all(|(_, has)| *has))
+            .map(|(name, _)| name);
+        assert_eq!(by_features.collect::<Vec<_>>(), here);
     }
 }

@@ -35,6 +35,7 @@ use crate::pack::p32::TILE_ROWS;
 use crate::pack::params::SUPERBLOCK;
 use crate::pack::{MAX_PLANES, Packed, ParamKind};
 use crate::simd::{BIAS, FINE_BIAS, FINE_STEPS, Kernel, LANES, Simd};
+use core::marker::PhantomData;
 use core::ops::Range;
 
 /// How far ahead of its use each plane is asked for. A tile is walked in step through as many streams as
@@ -71,8 +72,22 @@ pub fn gemv(
             return Err(Error::Length { what: what.into(), expected, found });
         }
     }
-    isa.run(Gemv { w, t, first: tiles.start, first_use, y });
+    let g = Gemv { w, t, first: tiles.start, first_use, y };
+    match w.kind() {
+        ParamKind::Hlq16 => g.run::<Hlq<false>>(isa),
+        ParamKind::Hlq8 => g.run::<Hlq<true>>(isa),
+        ParamKind::Uniform => g.run::<Uniform<true, false>>(isa),
+        ParamKind::Centered(_) => g.run::<Uniform<false, false>>(isa),
+        ParamKind::UniformK => g.run::<Uniform<true, true>>(isa),
+        ParamKind::CenteredK(_) => g.run::<Uniform<false, true>>(isa),
+    }
     Ok(())
+}
+
+/// How a tile's sums follow from its planes and parameters.
+trait Sum {
+    /// `LO + HI` planes, in passes of `LO` and `HI`.
+    fn tile<S: Simd, const LO: usize, const HI: usize>(s: S, tile: &Tile<'_>) -> [S::F; 4];
 }
 
 struct Gemv<'a> {
@@ -83,39 +98,34 @@ struct Gemv<'a> {
     y: &'a mut [f32],
 }
 
-impl Kernel for Gemv<'_> {
-    type Output = ();
-
+impl Gemv<'_> {
     /// Planes are split into a pass of up to 4 and a second one: 4 planes' accumulators, two tables and
     /// a mask are what 16 vector registers hold. 5 planes are 3 + 2, so that the top two share a pass.
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<P: Sum>(self, isa: Isa) {
         match self.w.planes().len() {
-            1 => self.tiles::<S, 1, 0>(s),
-            2 => self.tiles::<S, 2, 0>(s),
-            3 => self.tiles::<S, 3, 0>(s),
-            4 => self.tiles::<S, 4, 0>(s),
-            5 => self.tiles::<S, 3, 2>(s),
-            6 => self.tiles::<S, 4, 2>(s),
-            7 => self.tiles::<S, 4, 3>(s),
-            _ => self.tiles::<S, 4, 4>(s),
+            1 => isa.run(Passes::<P, 1, 0>(self, PhantomData)),
+            2 => isa.run(Passes::<P, 2, 0>(self, PhantomData)),
+            3 => isa.run(Passes::<P, 3, 0>(self, PhantomData)),
+            4 => isa.run(Passes::<P, 4, 0>(self, PhantomData)),
+            5 => isa.run(Passes::<P, 3, 2>(self, PhantomData)),
+            6 => isa.run(Passes::<P, 4, 2>(self, PhantomData)),
+            7 => isa.run(Passes::<P, 4, 3>(self, PhantomData)),
+            _ => isa.run(Passes::<P, 4, 4>(self, PhantomData)),
         }
     }
 }
 
-impl Gemv<'_> {
+/// One kind and number of planes: a function of its own for each, since one for all took minutes to compile.
+struct Passes<'a, P, const LO: usize, const HI: usize>(Gemv<'a>, PhantomData<P>);
+
+impl<P: Sum, const LO: usize, const HI: usize> Kernel for Passes<'_, P, LO, HI> {
+    type Output = ();
+
     #[inline(always)]
-    fn tiles<S: Simd, const LO: usize, const HI: usize>(self, s: S) {
-        for (i, y) in self.y.chunks_mut(TILE_ROWS).enumerate() {
-            let tile = Tile::new(self.w, self.t, self.first + i, self.first_use);
-            let acc = match self.w.kind() {
-                ParamKind::Hlq16 => hlq::<S, LO, HI, false>(s, &tile),
-                ParamKind::Hlq8 => hlq::<S, LO, HI, true>(s, &tile),
-                ParamKind::Uniform => uniform::<S, LO, HI, true, false>(s, &tile, 0.0),
-                ParamKind::Centered(c) => uniform::<S, LO, HI, false, false>(s, &tile, f32::from(c)),
-                ParamKind::UniformK => uniform::<S, LO, HI, true, true>(s, &tile, 0.0),
-                ParamKind::CenteredK(c) => uniform::<S, LO, HI, false, true>(s, &tile, f32::from(c)),
-            };
+    fn run<S: Simd>(self, s: S) {
+        let g = self.0;
+        for (i, y) in g.y.chunks_mut(TILE_ROWS).enumerate() {
+            let acc = P::tile::<S, LO, HI>(s, &Tile::new(g.w, g.t, g.first + i, g.first_use));
             let mut out = [[0.0; LANES]; 4];
             for (o, a) in out.iter_mut().zip(acc) {
                 s.store(a, o);
@@ -147,6 +157,8 @@ struct Tile<'a> {
     /// Table pairs of one whole group, and of one whole chunk.
     group_pairs: usize,
     chunk_pairs: usize,
+    /// The code that stands for 0, in the kinds that have one.
+    center: f32,
     /// Whether to prefetch.
     first_use: bool,
 }
@@ -176,6 +188,7 @@ impl<'a> Tile<'a> {
             per_group: t.shape().scales_per_group(),
             group_pairs: w.group() / 8,
             chunk_pairs: t.shape().chunk() / 8,
+            center: f32::from(w.kind().center().unwrap_or(0)),
             first_use,
         }
     }
@@ -277,85 +290,91 @@ fn scaled<S: Simd>(s: S, bytes: &[u8], scales: &[S::F; 4]) -> [S::F; 4] {
     ]
 }
 
-#[inline(always)]
-fn uniform<S: Simd, const LO: usize, const HI: usize, const MIN: bool, const INT8: bool>(
-    s: S,
-    tile: &Tile<'_>,
-    center: f32,
-) -> [S::F; 4] {
-    let middle = ((1u32 << (LO + HI)) - 1) as f32 * 0.5 - center;
-    let mut acc = [s.splat(0.0); 4];
-    for (g, params) in tile.params.chunks_exact(tile.group_params).enumerate() {
-        let x = tile.scales[g * tile.per_group];
-        let mut t = [s.splat(middle * x); 4];
-        for (pairs, half) in chunks(tile, g) {
-            // Matches on constants: only the arms in use are compiled in.
-            let mut a = match HI {
-                0 => weighted::<S, LO, true>(s, tile, 0, pairs.clone()),
-                _ => weighted::<S, LO, false>(s, tile, 0, pairs.clone()),
-            };
-            let high = match HI {
-                0 => None,
-                2 => Some(weighted::<S, 2, true>(s, tile, LO, pairs)),
-                3 => Some(weighted::<S, 3, true>(s, tile, LO, pairs)),
-                _ => Some(weighted::<S, 4, true>(s, tile, LO, pairs)),
-            };
-            if let Some(high) = high {
+/// The uniform kinds: `MIN` says that they have `m`, `INT8` that their coefficients are int8.
+struct Uniform<const MIN: bool, const INT8: bool>;
+
+impl<const MIN: bool, const INT8: bool> Sum for Uniform<MIN, INT8> {
+    #[inline(always)]
+    fn tile<S: Simd, const LO: usize, const HI: usize>(s: S, tile: &Tile<'_>) -> [S::F; 4] {
+        let middle = ((1u32 << (LO + HI)) - 1) as f32 * 0.5 - tile.center;
+        let mut acc = [s.splat(0.0); 4];
+        for (g, params) in tile.params.chunks_exact(tile.group_params).enumerate() {
+            let x = tile.scales[g * tile.per_group];
+            let mut t = [s.splat(middle * x); 4];
+            for (pairs, half) in chunks(tile, g) {
+                // Matches on constants: only the arms in use are compiled in.
+                let mut a = match HI {
+                    0 => weighted::<S, LO, true>(s, tile, 0, pairs.clone()),
+                    _ => weighted::<S, LO, false>(s, tile, 0, pairs.clone()),
+                };
+                let high = match HI {
+                    0 => None,
+                    2 => Some(weighted::<S, 2, true>(s, tile, LO, pairs)),
+                    3 => Some(weighted::<S, 3, true>(s, tile, LO, pairs)),
+                    _ => Some(weighted::<S, 4, true>(s, tile, LO, pairs)),
+                };
+                if let Some(high) = high {
+                    for i in 0..4 {
+                        a[i] = s.fma(high[i], s.splat((1u32 << LO) as f32), a[i]);
+                    }
+                }
                 for i in 0..4 {
-                    a[i] = s.fma(high[i], s.splat((1u32 << LO) as f32), a[i]);
+                    t[i] = s.fma(a[i], s.splat(half), t[i]);
                 }
             }
-            for i in 0..4 {
-                t[i] = s.fma(a[i], s.splat(half), t[i]);
-            }
-        }
-        let scales = match INT8 {
-            true => &tile.row_scales[g / tile.super_groups * (1 + usize::from(MIN)) * 2 * TILE_ROWS..],
-            false => &[][..],
-        };
-        let d = match INT8 {
-            true => scaled(s, params, &halves(s, scales)),
-            false => halves(s, params),
-        };
-        for i in 0..4 {
-            acc[i] = s.fma(d[i], t[i], acc[i]);
-        }
-        if MIN {
-            let m = match INT8 {
-                true => scaled(s, &params[TILE_ROWS..], &halves(s, &scales[2 * TILE_ROWS..])),
-                false => halves(s, &params[2 * TILE_ROWS..]),
+            let scales = match INT8 {
+                true => &tile.row_scales[g / tile.super_groups * (1 + usize::from(MIN)) * 2 * TILE_ROWS..],
+                false => &[][..],
+            };
+            let d = match INT8 {
+                true => scaled(s, params, &halves(s, scales)),
+                false => halves(s, params),
             };
             for i in 0..4 {
-                acc[i] = s.fma(m[i], s.splat(x), acc[i]);
+                acc[i] = s.fma(d[i], t[i], acc[i]);
+            }
+            if MIN {
+                let m = match INT8 {
+                    true => scaled(s, &params[TILE_ROWS..], &halves(s, &scales[2 * TILE_ROWS..])),
+                    false => halves(s, &params[2 * TILE_ROWS..]),
+                };
+                for i in 0..4 {
+                    acc[i] = s.fma(m[i], s.splat(x), acc[i]);
+                }
             }
         }
+        acc
     }
-    acc
 }
 
-#[inline(always)]
-fn hlq<S: Simd, const LO: usize, const HI: usize, const INT8: bool>(s: S, tile: &Tile<'_>) -> [S::F; 4] {
-    let mut row_scales = [[s.splat(1.0); 4]; MAX_PLANES + 1];
-    for (k, b) in tile.row_scales.chunks_exact(2 * TILE_ROWS).enumerate() {
-        row_scales[k] = halves(s, b);
-    }
-    let mut acc = [s.splat(0.0); 4];
-    for (g, params) in tile.params.chunks_exact(tile.group_params).enumerate() {
-        let x = tile.scales[g * tile.per_group];
-        let c = Coefficients::<'_, S, INT8> { s, params, row_scales: &row_scales };
-        hlq_pass::<S, LO, INT8>(s, tile, g, 0, &c, &mut acc);
-        match HI {
-            0 => {}
-            2 => hlq_pass::<S, 2, INT8>(s, tile, g, LO, &c, &mut acc),
-            3 => hlq_pass::<S, 3, INT8>(s, tile, g, LO, &c, &mut acc),
-            _ => hlq_pass::<S, 4, INT8>(s, tile, g, LO, &c, &mut acc),
+/// The HLQ kinds.
+struct Hlq<const INT8: bool>;
+
+impl<const INT8: bool> Sum for Hlq<INT8> {
+    #[inline(always)]
+    fn tile<S: Simd, const LO: usize, const HI: usize>(s: S, tile: &Tile<'_>) -> [S::F; 4] {
+        let mut row_scales = [[s.splat(1.0); 4]; MAX_PLANES + 1];
+        for (k, b) in tile.row_scales.chunks_exact(2 * TILE_ROWS).enumerate() {
+            row_scales[k] = halves(s, b);
         }
-        let z = c.get(LO + HI);
-        for i in 0..4 {
-            acc[i] = s.fma(z[i], s.splat(x), acc[i]);
+        let mut acc = [s.splat(0.0); 4];
+        for (g, params) in tile.params.chunks_exact(tile.group_params).enumerate() {
+            let x = tile.scales[g * tile.per_group];
+            let c = Coefficients::<'_, S, INT8> { s, params, row_scales: &row_scales };
+            hlq_pass::<S, LO, INT8>(s, tile, g, 0, &c, &mut acc);
+            match HI {
+                0 => {}
+                2 => hlq_pass::<S, 2, INT8>(s, tile, g, LO, &c, &mut acc),
+                3 => hlq_pass::<S, 3, INT8>(s, tile, g, LO, &c, &mut acc),
+                _ => hlq_pass::<S, 4, INT8>(s, tile, g, LO, &c, &mut acc),
+            }
+            let z = c.get(LO + HI);
+            for i in 0..4 {
+                acc[i] = s.fma(z[i], s.splat(x), acc[i]);
+            }
         }
+        acc
     }
-    acc
 }
 
 /// Adds planes `from .. from + Q` of one group to `acc`.

@@ -72,13 +72,20 @@ impl<L: Level> Neon<L> {
     }
 }
 
-/// Everything generic is inlined into these functions, and so compiled with their features on.
+/// Everything generic is inlined into these functions, and so compiled with their features on. Each is compiled once
+/// for a kernel, however many tiers enter it.
+#[inline(never)]
+fn run_base<K: Kernel>(s: Neon<Base>, k: K) -> K::Output {
+    k.run(s)
+}
+
+/// See [`run_base`].
 #[target_feature(enable = "neon,dotprod")]
 fn run_dot<K: Kernel>(s: Neon<Dot>, k: K) -> K::Output {
     k.run(s)
 }
 
-/// See [`run_dot`].
+/// See [`run_base`].
 #[target_feature(enable = "neon,dotprod,i8mm")]
 fn run_i8mm<K: Kernel>(s: Neon<I8mm>, k: K) -> K::Output {
     k.run(s)
@@ -105,7 +112,7 @@ impl Level for Base {
     }
     #[inline(always)]
     unsafe fn enter<K: Kernel>(s: Neon<Base>, k: K) -> K::Output {
-        k.run(s)
+        run_base(s, k)
     }
     #[inline(always)]
     fn products_zero() -> Lanes {

@@ -345,6 +345,8 @@ pub enum BenchFormat {
 /// `lutite doctor`
 #[derive(Args, Clone, Debug)]
 pub struct DoctorArgs {
+    /// A model (a file or a name) whose speed to foretell as well; packs it if that was not done yet
+    pub model: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

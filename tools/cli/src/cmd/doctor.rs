@@ -2,10 +2,11 @@
 
 use crate::args::{Bits, DoctorArgs, Synthetic};
 use crate::bandwidth::ReadBandwidth;
-use crate::places;
 use crate::synthetic::Recipe;
 use crate::ui::{self, Answer, megabytes};
-use lutite_kernels::isa::Isa;
+use crate::{load, places};
+use lutite_kernels::isa::{Features, Isa};
+use lutite_models::OpenOptions;
 use lutite_runtime::os::disk;
 use lutite_runtime::os::memory::{self, MemoryReport};
 use lutite_runtime::os::topology::Topology;
@@ -30,22 +31,32 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<()> {
     // machine.
     let smollm2 = Recipe::new(Synthetic::SmolLm2, None, None)?.bytes_per_token();
     let seven_b = Recipe::new(Synthetic::Llama2_7b, Some(Bits::Planes(2)), Some(128))?.bytes_per_token();
-    let reach =
-        |bytes: u64| json!({ "bytes_per_token": bytes, "tokens_per_second": bandwidth.1 / bytes as f64 });
+    let mut reach = vec![("SmolLM2 135M".to_owned(), smollm2), ("7B at 2 bits".to_owned(), seven_b)];
+    if let Some(named) = &args.model {
+        reach.insert(0, (named.clone(), bytes_per_token(named, workers, isa)?));
+    }
+    let reach = reach.iter().map(|(model, bytes)| {
+        let speed = bandwidth.1 / *bytes as f64;
+        json!({ "model": model, "bytes_per_token": bytes, "tokens_per_second": speed })
+    });
     let cache = cache();
     let slow = slow(&topology, isa, best, memory.as_ref(), &cache, seven_b);
 
-    let (has, lacks): (Vec<_>, Vec<_>) = Isa::features().into_iter().partition(|(_, has)| *has);
-    let names = |all: Vec<(&'static str, bool)>| all.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let names = |all: &Features, present: bool| {
+        all.iter().filter(|(_, has)| *has == present).map(|(name, _)| *name).collect::<Vec<_>>()
+    };
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let report = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "tier": {
             "name": isa.name(),
             "best": best.name(),
-            "available": Isa::available().iter().map(|i| i.name()).collect::<Vec<_>>(),
-            "has": names(has),
-            "lacks": names(lacks),
+            "tiers": Isa::tiers().iter().map(|(name, needs)| json!({
+                "name": name,
+                "has": names(needs, true),
+                "lacks": names(needs, false),
+            })).collect::<Vec<_>>(),
+            "unused": names(&Isa::unused_features(), true),
             "lutite_isa": std::env::var("LUTITE_ISA").ok(),
         },
         "cores": {
@@ -66,7 +77,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<()> {
         })),
         "control_groups": groups.lines().collect::<Vec<_>>(),
         "read_bandwidth_gb_s": { "one_thread": bandwidth.0 / 1e9, "default_threads": bandwidth.1 / 1e9 },
-        "could_reach": { "smollm2": reach(smollm2), "7b_2bit": reach(seven_b) },
+        "could_reach": reach.collect::<Vec<_>>(),
         "cache": cache,
         "slow": slow,
     });
@@ -76,6 +87,13 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<()> {
         text(&report, memory.as_ref())
     };
     Answer::stdout().print(&text)
+}
+
+/// What one token of a model reads.
+fn bytes_per_token(named: &str, workers: usize, isa: Isa) -> anyhow::Result<u64> {
+    let source = load::find_packed(named, workers, false)?;
+    let options = OpenOptions { workers, context: Some(1), ..OpenOptions::new(isa) };
+    Ok(load::model(&source, &options)?.bytes_per_token() as u64)
 }
 
 /// The folder of models, what lies there and what still fits.
@@ -128,11 +146,7 @@ fn slow(
             best.name()
         ));
     } else if best.name() == "scalar" {
-        let lacks: Vec<_> = Isa::features().into_iter().filter(|f| !f.1).map(|f| f.0).collect();
-        all.push(format!(
-            "no vector instructions that this build can use (missing: {}): some ten times slower",
-            lacks.join(", ")
-        ));
+        all.push("no vector instructions that this build can use: some ten times slower".to_owned());
     }
     if let Some((cpus, place)) = &topology.quota
         && *cpus < 1.0
@@ -197,11 +211,26 @@ fn text(v: &Value, memory: Option<&MemoryReport>) -> String {
         let _ = writeln!(out, "{key:<16}{}", value.replace('\n', &format!("\n{:16}", "")));
     };
     let tier = &v["tier"];
-    let forced =
-        tier["lutite_isa"].as_str().map(|name| format!(", by LUTITE_ISA={name}")).unwrap_or_default();
     let name = tier["name"].as_str().unwrap_or_default();
-    line("instructions", format!("{name} (this machine runs {}{forced})", list(&tier["available"])));
-    line("", format!("has {}; lacks {}", list(&tier["has"]), list(&tier["lacks"])));
+    let why = match tier["lutite_isa"].as_str().filter(|asked| !asked.is_empty()) {
+        Some(_) => {
+            format!("asked for by LUTITE_ISA (the best here is {})", tier["best"].as_str().unwrap_or("?"))
+        }
+        None => "the best that this machine has".to_owned(),
+    };
+    line("instructions", format!("{name}: {why}"));
+    for t in tier["tiers"].as_array().into_iter().flatten() {
+        let (has, lacks) = (t["has"].as_array(), t["lacks"].as_array());
+        let what = match (has.is_some_and(Vec::is_empty), lacks.is_some_and(Vec::is_empty)) {
+            (true, true) => "runs everywhere".to_owned(),
+            (false, true) => format!("there: has {}", list(&t["has"])),
+            _ => format!("not there: lacks {}", list(&t["lacks"])),
+        };
+        line("", format!("  {:<10}{what}", t["name"].as_str().unwrap_or_default()));
+    }
+    if tier["unused"].as_array().is_some_and(|unused| !unused.is_empty()) {
+        line("", format!("  has {} too, which no tier uses yet", list(&tier["unused"])));
+    }
     line("cores", v["cores"]["text"].as_str().unwrap_or_default().to_owned());
     line("threads", format!("{} by default", v["cores"]["default_workers"]));
     match memory {
@@ -222,8 +251,8 @@ fn text(v: &Value, memory: Option<&MemoryReport>) -> String {
             v["cores"]["default_workers"]
         ),
     );
-    for (key, title) in [("smollm2", "SmolLM2 135M"), ("7b_2bit", "7B at 2 bits")] {
-        let reach = &v["could_reach"][key];
+    for reach in v["could_reach"].as_array().into_iter().flatten() {
+        let title = reach["model"].as_str().unwrap_or_default();
         let bytes = megabytes(reach["bytes_per_token"].as_u64().unwrap_or(0));
         let speed = f(&reach["tokens_per_second"]);
         line("could reach", format!("{speed:.1} tokens/s with {title} ({bytes} a token)"));
