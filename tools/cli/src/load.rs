@@ -44,13 +44,17 @@ pub(crate) struct Packing {
 }
 
 impl Packing {
+    /// Rounding nothing.
+    pub(crate) fn exact(threads: usize, in_memory: bool) -> Packing {
+        Packing { options: PackOptions::exact(), threads, in_memory, measure: false }
+    }
+
     /// As the flags say.
     pub(crate) fn of(engine: &EngineArgs) -> Packing {
         Packing {
             options: PackOptions { bits: bits(engine.bits), ..PackOptions::exact() },
-            threads: threads(engine.threads),
-            in_memory: engine.no_cache,
             measure: !engine.no_measure,
+            ..Packing::exact(threads(engine.threads), engine.no_cache)
         }
     }
 }

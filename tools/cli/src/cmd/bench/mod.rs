@@ -93,17 +93,17 @@ fn source(args: &BenchArgs, threads: usize) -> anyhow::Result<(String, Source)> 
         return Ok((recipe.name(), Source { path: PathBuf::from(recipe.name()), bytes, verified: true }));
     }
     let named = args.model.named();
-    // A benchmark measures speed, which does not depend on what the weights lost.
-    let exact = PackOptions::exact();
-    let how = |options| load::Packing { options, threads, in_memory: args.no_cache, measure: false };
+    // Nothing is measured but speed, even where weights lose something.
+    let how = load::Packing::exact(threads, args.no_cache);
     let source = match (args.bits, args.group) {
-        (None, None) => load::find_packed(named, &how(exact))?,
+        (None, None) => load::find_packed(named, &how)?,
         (None, Some(_)) => {
             anyhow::bail!("--group needs --bits: without, a model keeps the groups that it has")
         }
         (Some(bits), group) => {
             let group = group.map_or(DEFAULT_GROUP, |g| g as usize);
-            load::pack(load::find(named)?, &how(PackOptions { bits: load::bits(bits), group, ..exact }))?
+            let options = PackOptions { bits: load::bits(bits), group, ..how.options };
+            load::pack(load::find(named)?, &load::Packing { options, ..how })?
         }
     };
     let name = source.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
