@@ -26,11 +26,11 @@ pub fn announce_checksums(writer: &mut GgufWriter, tensors: usize) -> Result<()>
 /// Writes the sums, of all tensors' data and of the head, into the room made by [`announce_checksums`].
 ///
 /// # Errors
-/// As [`GgufStream::patch_u64s`].
+/// As [`GgufStream::patch`].
 pub fn seal_checksums(out: &mut GgufStream, tensors: &[u64]) -> Result<()> {
-    out.patch_u64s(TENSORS_KEY, tensors)?;
+    out.patch(TENSORS_KEY, tensors)?;
     let head = xxh3_64(out.head());
-    out.patch_u64s(HEAD_KEY, &[head])
+    out.patch(HEAD_KEY, [head].as_slice())
 }
 
 /// Checks the head of a packed file, parsed from `bytes`, and returns the sums of its tensors' data in listing order.

@@ -8,6 +8,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use lutite_kernels::ggml::GgmlType;
@@ -22,6 +23,7 @@ use super::model_file::{ModelFile, TensorPart};
 use super::value::ToValue;
 use super::value::sealed::{Encode, Scalar};
 use crate::error::{Error, Result};
+use crate::os::map::Map;
 
 /// Alignment of tensor data where [`GgufWriter::set_alignment`] is not called: a cache line, so that a row of
 /// planes never straddles one more than it must.
@@ -162,8 +164,11 @@ impl GgufWriter {
         let mut at = 24;
         let values = self.entries.iter().map(|(key, value)| {
             let start = at + 8 + key.len() + 4;
-            at = start - 4 + value.len();
-            (key.clone(), start, value.len() - 4)
+            let len = value.len() - 4;
+            at = start + len;
+            // Every value was encoded behind its type.
+            let ty = value.first_chunk().map_or(0, |ty| u32::from_le_bytes(*ty));
+            ValueAt { key: key.clone(), ty, start, len }
         });
         let values = values.collect();
         let mut stream = GgufStream {
@@ -227,6 +232,27 @@ enum Target {
     Memory(Vec<u8>),
 }
 
+/// Bytes in memory, lent out for a look.
+struct Lent(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// A metadata value, and where it lies.
+#[derive(Debug)]
+struct ValueAt {
+    key: String,
+    /// The number of its type.
+    ty: u32,
+    /// Offset in the file, behind the type.
+    start: usize,
+    /// Bytes.
+    len: usize,
+}
+
 /// A file being written: takes the tensors' data in the order of [`GgufWriter::add_tensor`]. Dropped before
 /// [`finish`](Self::finish), it leaves nothing behind.
 #[derive(Debug)]
@@ -235,8 +261,7 @@ pub struct GgufStream {
     path: PathBuf,
     alignment: u64,
     left: std::vec::IntoIter<Planned>,
-    /// Key, offset in the file and length in bytes of each metadata value.
-    values: Vec<(String, usize, usize)>,
+    values: Vec<ValueAt>,
     /// Everything before the data, as it is in the file.
     head: Vec<u8>,
     total: u64,
@@ -278,22 +303,20 @@ impl GgufStream {
         Ok(())
     }
 
-    /// Replaces the numbers of a metadata array of `u64` that was announced with as many: for what is only known
-    /// when the tensors have been written, such as their checksums.
+    /// Replaces a metadata value by one of the same type and size: for what is only known when the tensors have been
+    /// written, such as their checksums.
     ///
     /// # Errors
-    /// [`Error::WriteOrder`] where no such array was announced. [`Error::Io`], after which the file cannot be finished.
-    pub fn patch_u64s(&mut self, key: &str, numbers: &[u64]) -> Result<()> {
+    /// [`Error::WriteOrder`] where no such value was announced. [`Error::Io`], after which the file cannot be finished.
+    #[expect(clippy::needless_pass_by_value, reason = "so that callers can write `patch(key, 0.5f32)`")]
+    pub fn patch(&mut self, key: &str, value: impl ToValue) -> Result<()> {
+        let ty = value.value_type();
         let mut encoded = Vec::new();
-        (&numbers).encode(&mut encoded);
-        let place = self.values.iter().find(|(k, _, len)| k == key && *len == encoded.len());
-        let Some(&(_, at, _)) = place else {
-            let expected = format!("metadata array {key} of {} numbers", numbers.len());
-            return Err(Error::WriteOrder {
-                path: self.path.clone(),
-                expected,
-                found: "no such array".into(),
-            });
+        value.encode(&mut encoded);
+        let place = self.values.iter().find(|v| v.key == key && v.ty == ty as u32 && v.len == encoded.len());
+        let Some(at) = place.map(|v| v.start) else {
+            let expected = format!("metadata value {key}, {} of {} bytes", ty.name(), encoded.len());
+            return Err(Error::WriteOrder { path: self.path.clone(), expected, found: "none such".into() });
         };
         self.head[at..at + encoded.len()].copy_from_slice(&encoded);
         let done = match &mut self.out {
@@ -311,6 +334,37 @@ impl GgufStream {
             self.intact = false;
             write_error(&self.path, self.total, source)
         })
+    }
+
+    /// Lets `look` read the file as it is now, before it has its name: to judge what was written and
+    /// [`patch`](Self::patch) the verdict into it.
+    ///
+    /// # Errors
+    /// [`Error::WriteOrder`] where tensors are missing, or where `look` kept a part of the bytes. [`Error::Io`].
+    pub fn look<T>(&mut self, look: impl FnOnce(Bytes) -> T) -> Result<T> {
+        if !self.intact || self.left.len() > 0 {
+            return Err(self.order("a look at the whole file".to_owned()));
+        }
+        match &mut self.out {
+            Target::File(out, part) => {
+                out.flush().map_err(|source| write_error(&self.path, self.total, source))?;
+                Ok(look(Bytes::new(Map::open(&part.path)?)))
+            }
+            Target::Memory(bytes) => {
+                let lent = Arc::new(std::mem::take(bytes));
+                let seen = look(Bytes::new(Lent(lent.clone())));
+                match Arc::try_unwrap(lent) {
+                    Ok(back) => {
+                        *bytes = back;
+                        Ok(seen)
+                    }
+                    Err(_) => {
+                        self.intact = false;
+                        Err(self.order("bytes that are still in use".to_owned()))
+                    }
+                }
+            }
+        }
     }
 
     /// Syncs the file to the disk and gives it its name, in place of a file that may have it. Returns the bytes
@@ -435,19 +489,30 @@ mod tests {
         }
     }
 
-    /// Checksums are only known at the end: in a file and in memory they land in the header alike.
+    /// Checksums and verdicts are only known at the end: in a file and in memory they land in the header alike.
     #[test]
-    fn announced_numbers_can_be_patched() {
+    fn announced_values_can_be_patched_after_a_look() {
         let mut heads = Vec::new();
         let mut write = |begin: &dyn Fn(GgufWriter) -> GgufStream| {
             let mut writer = GgufWriter::new();
-            writer.set("first", "text").unwrap().set("sums", &[0u64; 3][..]).unwrap();
+            writer
+                .set("first", "text")
+                .unwrap()
+                .set("sums", &[0u64; 3][..])
+                .unwrap()
+                .set("loss", 0f32)
+                .unwrap();
             writer.add_tensor("x", GgmlType::I8, &[100]).unwrap();
             let mut stream = begin(writer);
+            assert!(stream.look(|_| ()).is_err());
             stream.tensor("x", &[7; 100]).unwrap();
-            assert!(stream.patch_u64s("sums", &[1]).is_err());
-            assert!(stream.patch_u64s("other", &[1, 2, 3]).is_err());
-            stream.patch_u64s("sums", &[1, 2, u64::MAX]).unwrap();
+            assert!(stream.patch("sums", [1u64].as_slice()).is_err());
+            assert!(stream.patch("other", [1u64, 2, 3].as_slice()).is_err());
+            assert!(stream.patch("loss", 1u32).is_err());
+            stream.patch("sums", [1u64, 2, u64::MAX].as_slice()).unwrap();
+            let seen = stream.look(|bytes| bytes.to_vec()).unwrap();
+            assert_eq!(crate::store::Gguf::parse(&seen).unwrap().tensor("x").unwrap().data, [7; 100]);
+            stream.patch("loss", 0.25f32).unwrap();
             heads.push(stream.head().to_vec());
             stream.finish().unwrap()
         };
@@ -461,7 +526,16 @@ mod tests {
         let gguf = crate::store::Gguf::parse(&bytes).unwrap();
         let sums: Vec<u64> = gguf.u64_array("sums").unwrap().unwrap().collect();
         assert_eq!(sums, [1, 2, u64::MAX]);
+        assert_eq!(gguf.f32("loss").unwrap(), Some(0.25));
         assert_eq!(gguf.tensor("x").unwrap().data, [7; 100]);
+    }
+
+    #[test]
+    fn bytes_kept_after_a_look_are_an_error() {
+        let mut stream = GgufWriter::new().begin_in_memory().unwrap();
+        let mut kept = None;
+        assert!(stream.look(|bytes| kept = Some(bytes)).is_err());
+        assert!(stream.finish().is_err());
     }
 
     #[test]

@@ -8,11 +8,12 @@
 //! killed process left under a temporary name is removed by the next one that packs: the lock tells that nobody is
 //! still writing it. A file that no longer matches its checksums is removed and packed again.
 
+use crate::judge::loss;
 use crate::load::{self, Source};
 use crate::ui::{self, Progress, Quit};
 use crate::{interrupt, places};
 use anyhow::Context;
-use lutite_quant::{Imatrix, PackJob, PackOptions, Plan, pack_in_memory, pack_to_file};
+use lutite_quant::{Imatrix, PackJob, Plan, pack_in_memory, pack_to_file};
 use lutite_runtime::os::map::Map;
 use lutite_runtime::os::memory;
 use lutite_runtime::store::{Bytes, Gguf, ModelFile};
@@ -33,20 +34,23 @@ const WAY_OUT: &str = "set LUTITE_HOME to another folder, or use --no-cache to p
 ///
 /// # Errors
 /// What the packer says; [`Quit::Interrupted`] after Ctrl-C. Nothing half-written is left behind.
-pub(crate) fn packed(
-    source: &Source,
-    options: &PackOptions,
-    threads: usize,
-    in_memory: bool,
-) -> anyhow::Result<Bytes> {
+pub(crate) fn packed(source: &Source, how: &load::Packing) -> anyhow::Result<Bytes> {
     let name = source.path.display();
     // Before minutes are spent on packing what cannot be run.
     lutite_models::open::check(&source.file).with_context(|| format!("cannot load {name}"))?;
     let gguf = load::gguf(source)?;
-    let plan = Plan::new(&gguf, options).with_context(|| format!("cannot pack {name}"))?;
-    let packing =
-        |hash| Packing { source: &source.path, gguf: &gguf, hash, imatrix: None, threads, way_out: WAY_OUT };
-    if in_memory {
+    let plan = Plan::new(&gguf, &how.options).with_context(|| format!("cannot pack {name}"))?;
+    let threads = how.threads;
+    let packing = |hash| Packing {
+        source: &source.path,
+        gguf: &gguf,
+        hash,
+        imatrix: None,
+        measure: how.measure.then_some(&source.file),
+        threads,
+        way_out: WAY_OUT,
+    };
+    if how.in_memory {
         return Ok(Bytes::new(pack(&packing(hash(&source.file)?), &plan, None)?));
     }
     let home = places::home().with_context(|| format!("no folder to keep the packed model in; {WAY_OUT}"))?;
@@ -54,7 +58,7 @@ pub(crate) fn packed(
     fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make the cache folder {}; {WAY_OUT}", folder.display()))?;
     let (hash, stamp) = source_hash(source, &folder)?;
-    let path = folder.join(format!("{hash:016x}-{}-{}.gguf", source.file.len(), options.tag()));
+    let path = folder.join(format!("{hash:016x}-{}-{}.gguf", source.file.len(), how.options.tag()));
     let found = if path.exists() { usable(&path, threads)? } else { None };
     let packed = match found {
         Some(packed) => packed,
@@ -107,6 +111,8 @@ pub(crate) struct Packing<'a> {
     pub(crate) hash: u64,
     /// Importance of columns, for fitted matrices.
     pub(crate) imatrix: Option<&'a Imatrix>,
+    /// The source, to measure against what fitted planes lost.
+    pub(crate) measure: Option<&'a ModelFile>,
     /// Threads to compute on.
     pub(crate) threads: usize,
     /// What to do when the result cannot be written.
@@ -127,16 +133,30 @@ pub(crate) fn pack(p: &Packing<'_>, plan: &Plan<'_>, path: Option<&Path>) -> any
         );
     }
     let name = p.source.file_name().unwrap_or_default().to_string_lossy();
-    let bar = Mutex::new(Progress::bytes(&format!("packing {name}"), plan.source_bytes()));
+    let bar = Mutex::new(Some(Progress::bytes(&format!("packing {name}"), plan.source_bytes())));
     let progress = |done: u64, _total: u64| {
-        if let Ok(mut bar) = bar.lock() {
+        if let Ok(mut bar) = bar.lock()
+            && let Some(bar) = &mut *bar
+        {
             bar.set(done);
         }
+    };
+    let measure = |packed: Bytes| {
+        if let Ok(mut bar) = bar.lock() {
+            *bar = None;
+        }
+        ui::note("measuring what the re-quantized weights lost (--no-measure: do not)");
+        let measured = p.measure.map(|source| loss::measure(source, &packed, p.threads));
+        measured?.unwrap_or_else(|e| {
+            ui::warn(format_args!("the loss cannot be measured: {e:#}"));
+            None
+        })
     };
     let job = PackJob {
         source: p.gguf,
         source_hash: p.hash,
         imatrix: p.imatrix,
+        measure: if p.measure.is_some() { Some(&measure) } else { None },
         threads: p.threads,
         progress: &progress,
         cancel: interrupt::flag(),
@@ -145,7 +165,7 @@ pub(crate) fn pack(p: &Packing<'_>, plan: &Plan<'_>, path: Option<&Path>) -> any
         None => pack_in_memory(plan, &job),
         Some(path) => pack_to_file(plan, &job, path).map(|()| Vec::new()),
     };
-    packed.map_err(|e| match e {
+    let packed = packed.map_err(|e| match e {
         lutite_quant::Error::Interrupted => Quit::Interrupted.into(),
         // Only the result is written to, and reading the source is no I/O but paging.
         lutite_quant::Error::Runtime(e) => {
@@ -153,7 +173,17 @@ pub(crate) fn pack(p: &Packing<'_>, plan: &Plan<'_>, path: Option<&Path>) -> any
             anyhow::Error::new(e).context(format!("cannot keep the packed {source}; {way_out}"))
         }
         e => anyhow::Error::new(e).context(format!("cannot pack {}", p.source.display())),
-    })
+    })?;
+    let (before, after) = (plan.source_bytes(), plan.bytes());
+    if plan.fitted() == 0 && after > before + before / 4 {
+        let (before, after) = (ui::megabytes(before), ui::megabytes(after));
+        ui::note(format_args!(
+            "{name}: held exactly, weights of {before} take {after}; --bits 1 to 8 takes less and says what it lost"
+        ));
+    }
+    // A measurement ends early at Ctrl-C, to leave a whole file.
+    interrupt::check(interrupt::flag())?;
+    Ok(packed)
 }
 
 /// Where the lock of a packed file is.

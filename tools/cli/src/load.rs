@@ -1,6 +1,7 @@
 //! From what a person named to a model that is ready to run.
 
-use crate::args::{CacheType, EngineArgs};
+use crate::args::{Bits, CacheType, EngineArgs};
+use crate::judge::loss;
 use crate::{cache, folder, interrupt, pull, ui};
 use anyhow::Context;
 use lutite_kernels::isa::Isa;
@@ -39,27 +40,68 @@ pub(crate) fn at(path: PathBuf) -> anyhow::Result<Source> {
     Ok(Source { files: vec![path.clone()], path, file, verified: false })
 }
 
-/// As [`find`], then packs it exactly if it is not packed: for the look-up path.
-pub(crate) fn find_packed(named: &str, threads: usize, in_memory: bool) -> anyhow::Result<Source> {
+/// How a file that is not packed becomes so.
+#[derive(Clone, Debug)]
+pub(crate) struct Packing {
+    /// Exactly, or how many planes.
+    pub(crate) options: PackOptions,
+    /// Threads to compute on.
+    pub(crate) threads: usize,
+    /// In memory, with nothing left in the cache folder.
+    pub(crate) in_memory: bool,
+    /// Whether to measure what fitted planes lost.
+    pub(crate) measure: bool,
+}
+
+impl Packing {
+    /// Rounding nothing.
+    pub(crate) fn exact(threads: usize, in_memory: bool) -> Packing {
+        Packing { options: PackOptions::exact(), threads, in_memory, measure: false }
+    }
+
+    /// As the flags say.
+    pub(crate) fn of(engine: &EngineArgs) -> Packing {
+        Packing {
+            options: PackOptions { bits: bits(engine.bits), ..PackOptions::exact() },
+            measure: !engine.no_measure,
+            ..Packing::exact(threads(engine.threads), engine.no_cache)
+        }
+    }
+}
+
+/// The flag's value as the packer has it.
+pub(crate) fn bits(b: Bits) -> lutite_quant::Bits {
+    match b {
+        Bits::Exact => lutite_quant::Bits::Exact,
+        Bits::Planes(q) => lutite_quant::Bits::Planes(usize::from(q)),
+    }
+}
+
+/// As [`find`], then packs it if it is not packed: for the look-up path.
+pub(crate) fn find_packed(named: &str, how: &Packing) -> anyhow::Result<Source> {
     let source = find(named)?;
     if is_packed(&source)? {
+        if how.options.bits != lutite_quant::Bits::Exact {
+            let name = source.path.display();
+            anyhow::bail!(
+                "{name} is packed already; leave --bits out, or name the file that it was made from"
+            );
+        }
         // Now, so that the tokenizer and the template are not read from a damaged file.
-        lutite_models::verify(source.file.head(), threads)
+        lutite_models::verify(source.file.head(), how.threads)
             .with_context(|| format!("cannot load {}", source.path.display()))?;
+        loss::tell(&source)?;
         return Ok(Source { verified: true, ..source });
     }
-    pack(source, &PackOptions::exact(), threads, in_memory)
+    pack(source, how)
 }
 
 /// The packed form of a source.
-pub(crate) fn pack(
-    source: Source,
-    options: &PackOptions,
-    threads: usize,
-    in_memory: bool,
-) -> anyhow::Result<Source> {
-    let file = (&cache::packed(&source, options, threads, in_memory)?).into();
-    Ok(Source { file, verified: true, ..source })
+pub(crate) fn pack(source: Source, how: &Packing) -> anyhow::Result<Source> {
+    let file = (&cache::packed(&source, how)?).into();
+    let packed = Source { file, verified: true, ..source };
+    loss::tell(&packed)?;
+    Ok(packed)
 }
 
 /// Metadata and tensors of a model.

@@ -37,7 +37,7 @@ impl Talk {
     ) -> anyhow::Result<Talk> {
         // A wrong name is said before a model is pulled and packed.
         Isa::from_env()?;
-        let source = load::find_packed(named, load::threads(engine.threads), engine.no_cache)?;
+        let source = load::find_packed(named, &load::Packing::of(engine))?;
         let gguf = load::gguf(&source)?;
         let config = lutite_models::config::Config::read(&gguf)
             .with_context(|| format!("cannot load {}", source.path.display()))?;

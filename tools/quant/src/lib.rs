@@ -6,10 +6,12 @@ pub mod als;
 mod error;
 mod exact;
 pub mod imatrix;
+mod loss;
 mod pack;
 mod plan;
 
 pub use error::{Error, Result};
 pub use imatrix::Imatrix;
+pub use loss::Loss;
 pub use pack::{PackJob, pack_in_memory, pack_to_file};
 pub use plan::{Bits, PackOptions, Plan};

@@ -4,11 +4,13 @@ use crate::als::{FitSpec, fit_rows};
 use crate::error::{Error, Result};
 use crate::exact;
 use crate::imatrix::Imatrix;
+use crate::loss::Loss;
 use crate::plan::{Job, Plan, Step};
 use lutite_kernels::ggml::dequantize_row;
 use lutite_kernels::pack::p32::{TILE_ROWS, pack_tile};
 use lutite_runtime::store::{
-    ARCH_PREFIX, FORMAT_VERSION, Gguf, GgufStream, GgufWriter, announce_checksums, layout_tag, seal_checksums,
+    ARCH_PREFIX, Bytes, FORMAT_VERSION, Gguf, GgufStream, GgufWriter, announce_checksums, layout_tag,
+    seal_checksums,
 };
 use rayon::prelude::*;
 use std::path::Path;
@@ -25,6 +27,9 @@ pub struct PackJob<'a> {
     pub imatrix: Option<&'a Imatrix>,
     /// Threads to compute on.
     pub threads: usize,
+    /// Called with the packed file, whole but for its name, if any matrix was fitted: says what that lost, for the
+    /// file's metadata. Keeps nothing of the bytes.
+    pub measure: Option<&'a dyn Fn(Bytes) -> Option<Loss>>,
     /// Called from any thread with bytes of source tensors done and in all.
     pub progress: &'a (dyn Fn(u64, u64) + Sync),
     /// Set from elsewhere to stop early.
@@ -63,6 +68,9 @@ fn header(plan: &Plan<'_>, job: &PackJob<'_>) -> Result<(GgufWriter, usize)> {
     w.set("lutite.layout", layout_tag())?;
     w.set("lutite.quantizer", format!("lutite {} {}", env!("CARGO_PKG_VERSION"), plan.options.tag()))?;
     w.set("lutite.source.xxh3", job.source_hash)?;
+    if plan.fitted() > 0 {
+        Loss::announce(&mut w)?;
+    }
     let mut count = 0;
     let mut lines = Vec::new();
     for step in &plan.steps {
@@ -114,6 +122,12 @@ fn run(plan: &Plan<'_>, job: &PackJob<'_>, mut out: GgufStream, count: usize) ->
                 }
             }
         }
+    }
+    if let Some(measure) = job.measure
+        && plan.fitted() > 0
+        && let Some(loss) = out.look(measure)?
+    {
+        loss.store(&mut out)?;
     }
     seal_checksums(&mut out, &sums)?;
     Ok(out.finish()?)

@@ -2,15 +2,15 @@
 //! result is known and impossible requests fail at once.
 
 use crate::error::{Error, Result};
-use lutite_kernels::ggml::{GgmlType, uniform_format};
+use lutite_kernels::ggml::{GgmlError, GgmlType, READABLE, superblock_format, uniform_format};
 use lutite_kernels::pack::{GROUPS, GROUPS_LIST, MAX_PLANES, ParamKind, PlaneShape};
 use lutite_runtime::store::{ARCH_PREFIX, Gguf, PackedInfo, TensorInfo};
 
 /// How many planes a matrix gets, and how its weights get there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bits {
-    /// Stage A: the source's own codes and scales, nothing rounded. Matrices in a type that is no uniform
-    /// grid (F32, F16, BF16) stay as they are.
+    /// Stage A: the source's own codes and scales, nothing rounded. Matrices in a type that has none (F32, F16,
+    /// BF16) stay as they are.
     Exact,
     /// Stage B: this many planes, fitted by alternating least squares.
     Planes(usize),
@@ -128,6 +128,11 @@ impl<'a> Plan<'a> {
         self.steps.iter().map(size).sum()
     }
 
+    /// Matrices that do not hold their source's weights exactly: those fitted with fewer planes (stage B).
+    pub fn fitted(&self) -> usize {
+        self.steps.iter().filter(|s| matches!(s, Step::Pack(j) if !j.exact)).count()
+    }
+
     /// Bits per weight over all matrices of the result, copied ones included.
     pub fn bits_per_weight(&self) -> f64 {
         let (mut bits, mut weights) = (0.0, 0.0);
@@ -153,32 +158,26 @@ fn step<'a>(t: &TensorInfo<'a>, o: &PackOptions, tied: bool) -> Result<Step<'a>>
     let Some(name) = t.name.strip_suffix(".weight").filter(|_| t.n_dims() == 2) else {
         return Ok(Step::Copy(*t));
     };
-    let readable = matches!(t.ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16);
-    let uniform = uniform_format(t.ty);
-    if !readable && uniform.is_none() {
-        let why = format!(
-            "type {} cannot be read yet (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 can); use a file in one of these",
-            t.ty.name()
-        );
-        return Err(error(why));
+    if !READABLE.contains(&t.ty) {
+        return Err(error(GgmlError::Unsupported { ty: t.ty, readable: READABLE }.to_string()));
     }
+    let exact = exact_form(t.ty);
     if name == "token_embd" && !tied {
         return Ok(Step::Copy(*t)); // only rows of it are ever read
     }
     let is_head = name == "output" || name == "token_embd";
     let bits = match (is_head, o.head, o.bits) {
         (false, _, bits) | (true, None, bits @ Bits::Exact) | (true, Some(bits), _) => bits,
-        (true, None, Bits::Planes(_)) if uniform.is_some() => Bits::Exact,
+        (true, None, Bits::Planes(_)) if exact.is_some() => Bits::Exact,
         (true, None, Bits::Planes(q)) => Bits::Planes(q.max(4)),
     };
     let size = |n: u64| usize::try_from(n).map_err(|_| error("is larger than the address space".into()));
     let shape = PlaneShape { rows: size(t.rows())?, cols: size(t.dims[0])? };
     let name = name.to_owned();
-    let job = match (bits, uniform) {
+    let job = match (bits, exact) {
         (Bits::Exact, None) => return Ok(Step::Copy(*t)),
-        (Bits::Exact, Some(f)) => {
-            let kind = f.center.map_or(ParamKind::Uniform, ParamKind::Centered);
-            let info = PackedInfo { name, kind, shape, planes: usize::from(f.bits), group: f.block };
+        (Bits::Exact, Some((kind, planes, group))) => {
+            let info = PackedInfo { name, kind, shape, planes, group };
             Job { source: *t, info, exact: true }
         }
         (Bits::Planes(planes), _) => {
@@ -188,4 +187,15 @@ fn step<'a>(t: &TensorInfo<'a>, o: &PackOptions, tied: bool) -> Result<Step<'a>>
     };
     job.info.bytes().ok_or_else(|| error("is larger than the address space".into()))?;
     Ok(Step::Pack(job))
+}
+
+/// Kind, planes and group that hold a type's own codes and scales; `None` for numbers without codes.
+fn exact_form(ty: GgmlType) -> Option<(ParamKind, usize, usize)> {
+    if let Some(f) = uniform_format(ty) {
+        let kind = f.center.map_or(ParamKind::Uniform, ParamKind::Centered);
+        return Some((kind, usize::from(f.bits), f.block));
+    }
+    let f = superblock_format(ty)?;
+    let kind = f.center.map_or(ParamKind::UniformK, ParamKind::CenteredK);
+    Some((kind, usize::from(f.bits), f.group))
 }

@@ -23,6 +23,7 @@ fn pack(source: &Bytes) -> Bytes {
         source: &gguf,
         source_hash: 0,
         imatrix: None,
+        measure: None,
         threads: 2,
         progress: &|_, _| {},
         cancel: &AtomicBool::new(false),

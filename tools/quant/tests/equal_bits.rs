@@ -30,6 +30,7 @@ fn smollm2() -> Option<(Bytes, Bytes)> {
         source: &gguf,
         source_hash: 0,
         imatrix: None,
+        measure: None,
         threads: 2,
         progress: &|_, _| {},
         cancel: &cancel,

@@ -9,19 +9,21 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 /// Packs `source` exactly and returns the packed file.
-fn pack(source: &[u8], threads: usize) -> Vec<u8> {
+fn pack(source: &[u8], threads: usize) -> lutite_quant::Result<Vec<u8>> {
     let gguf = Gguf::parse(source).unwrap();
-    let plan = Plan::new(&gguf, &PackOptions::exact()).unwrap();
+    let plan = Plan::new(&gguf, &PackOptions::exact())?;
+    assert_eq!(plan.fitted(), 0);
     let cancel = AtomicBool::new(false);
     let job = PackJob {
         source: &gguf,
         source_hash: 1,
         imatrix: None,
+        measure: None,
         threads,
         progress: &|_, _| {},
         cancel: &cancel,
     };
-    pack_in_memory(&plan, &job).unwrap()
+    pack_in_memory(&plan, &job)
 }
 
 /// Compares every matrix of the packed file with its source, and returns how many weights that were.
@@ -32,8 +34,9 @@ fn compare(source: &[u8], packed: &[u8]) -> usize {
         let info = PackedInfo::parse(line).unwrap();
         let data = |name: &str| packed.require(name).unwrap().data;
         let planes: Vec<&[u8]> = (0..info.planes).map(|p| data(&info.plane_name(p))).collect();
-        let w =
-            Packed::new(info.shape, info.group, info.kind, &planes, data(&info.params_name()), &[]).unwrap();
+        let row_scales = info.row_scales_name().map_or(&[][..], |name| data(&name));
+        let params = data(&info.params_name());
+        let w = Packed::new(info.shape, info.group, info.kind, &planes, params, row_scales).unwrap();
         let t = source.require(&format!("{}.weight", info.name)).unwrap();
         let cols = info.shape.cols;
         let (mut got, mut want) = (vec![0.0; cols], vec![0.0; cols]);
@@ -51,44 +54,106 @@ fn compare(source: &[u8], packed: &[u8]) -> usize {
     weights
 }
 
-/// Random blocks of every importable type: all bit patterns of codes and of finite scales, subnormal and huge
-/// ones among them. (Infinite ones are refused, see the command line's tests of bad input.)
+/// The types that have codes, and where the f16 scales of a block are.
+const TYPES: [(GgmlType, &[usize]); 15] = [
+    (GgmlType::Q4_0, &[0]),
+    (GgmlType::Q4_1, &[0, 2]),
+    (GgmlType::Q5_0, &[0]),
+    (GgmlType::Q5_1, &[0, 2]),
+    (GgmlType::Q8_0, &[0]),
+    (GgmlType::IQ4_NL, &[0]),
+    (GgmlType::MXFP4, &[]),
+    (GgmlType::Q2_K, &[80, 82]),
+    (GgmlType::Q3_K, &[108]),
+    (GgmlType::Q4_K, &[0, 2]),
+    (GgmlType::Q5_K, &[0, 2]),
+    (GgmlType::Q6_K, &[208]),
+    (GgmlType::TQ1_0, &[52]),
+    (GgmlType::TQ2_0, &[64]),
+    (GgmlType::IQ4_XS, &[0]),
+];
+
+/// A model of one `[rows][cols]` matrix of random blocks for each type that fits: all bit patterns of codes,
+/// sub-scales and finite scales, subnormal and huge ones among them. (Infinite ones are refused, see the command
+/// line's tests of bad input.)
+fn random(rows: u64, cols: u64, byte: &mut impl FnMut() -> u8) -> Vec<u8> {
+    let fits = |ty: GgmlType| ty.row_bytes(cols as usize);
+    let name = |ty: GgmlType| format!("{}.weight", ty.name());
+    let mut w = GgufWriter::new();
+    w.set("general.architecture", "llama").unwrap();
+    for (ty, _) in TYPES.iter().filter(|t| fits(t.0).is_some()) {
+        w.add_tensor(&name(*ty), *ty, &[cols, rows]).unwrap();
+    }
+    // An output of its own, so that nothing counts as a tied head.
+    w.add_tensor("output.weight", GgmlType::Q8_0, &[cols, rows]).unwrap();
+    let mut out = w.begin_in_memory().unwrap();
+    for (ty, scales) in TYPES {
+        let Some(row) = fits(ty) else { continue };
+        let mut data: Vec<u8> = (0..row * rows as usize).map(|_| byte()).collect();
+        for block in data.chunks_exact_mut(ty.block_bytes()) {
+            for at in scales {
+                let high = &mut block[at + 1];
+                if *high & 0x7c == 0x7c {
+                    *high ^= 0x40; // an exponent of all ones: make it finite
+                }
+            }
+            if ty == GgmlType::MXFP4 {
+                block[0] = 104 + block[0] % 40; // scales that an f16 holds
+            }
+        }
+        out.tensor(&name(ty), &data).unwrap();
+    }
+    out.tensor("output.weight", &vec![3; fits(GgmlType::Q8_0).unwrap() * rows as usize]).unwrap();
+    out.finish().unwrap()
+}
+
 #[test]
 fn random_blocks_are_reproduced() {
-    let types = [GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q5_0, GgmlType::Q5_1, GgmlType::Q8_0];
     let mut seed = 1u64;
     let mut byte = || {
         seed = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
         (seed >> 56) as u8
     };
-    for (rows, cols) in [(1, 32), (40, 96), (65, 320)] {
+    for (rows, cols, matrices) in [(1, 32, 8), (40, 96, 8), (65, 320, 8), (1, 256, 16), (37, 768, 16)] {
+        let source = random(rows, cols, &mut byte);
+        let packed = pack(&source, 2).unwrap();
+        assert_eq!(compare(&source, &packed), matrices * (rows * cols) as usize);
+        assert!(packed == pack(&source, 1).unwrap(), "the result depends on the number of threads");
+    }
+}
+
+/// An MXFP4 scale that no f16 holds is an error, but where all weights are 0 anyway.
+#[test]
+fn scales_beyond_f16_are_named() {
+    let model = |block: &[u8; 17]| {
         let mut w = GgufWriter::new();
         w.set("general.architecture", "llama").unwrap();
-        // An output of its own, so that nothing counts as a tied head.
-        for ty in types {
-            w.add_tensor(&format!("{}.weight", ty.name()), ty, &[cols, rows]).unwrap();
-        }
-        w.add_tensor("output.weight", GgmlType::Q8_0, &[cols, rows]).unwrap();
+        w.add_tensor("output.weight", GgmlType::MXFP4, &[32, 1]).unwrap();
         let mut out = w.begin_in_memory().unwrap();
-        for ty in types {
-            let n = ty.row_bytes(cols as usize).unwrap() * rows as usize;
-            let mut data: Vec<u8> = (0..n).map(|_| byte()).collect();
-            let scales = if matches!(ty, GgmlType::Q4_1 | GgmlType::Q5_1) { 2 } else { 1 };
-            for block in data.chunks_exact_mut(ty.block_bytes()) {
-                for scale in block.chunks_exact_mut(2).take(scales) {
-                    if scale[1] & 0x7c == 0x7c {
-                        scale[1] ^= 0x40; // an exponent of all ones: make it finite
-                    }
-                }
-            }
-            out.tensor(&format!("{}.weight", ty.name()), &data).unwrap();
-        }
-        let n = GgmlType::Q8_0.row_bytes(cols as usize).unwrap() * rows as usize;
-        out.tensor("output.weight", &vec![3; n]).unwrap();
-        let source = out.finish().unwrap();
-        let packed = pack(&source, 2);
-        assert_eq!(compare(&source, &packed), 6 * (rows * cols) as usize);
-        assert!(packed == pack(&source, 1), "the result depends on the number of threads");
+        out.tensor("output.weight", block).unwrap();
+        out.finish().unwrap()
+    };
+    let mut block = [0x88; 17];
+    block[0] = 3;
+    let source = model(&block);
+    assert_eq!(compare(&source, &pack(&source, 1).unwrap()), 32);
+    block[5] = 0x81;
+    let error = pack(&model(&block), 1).unwrap_err().to_string();
+    assert!(error.contains("output.weight") && error.contains("--bits 5"), "{error}");
+}
+
+/// Types without a reader are refused by name before anything is packed.
+#[test]
+fn unreadable_types_are_named() {
+    for ty in [GgmlType::IQ2_XS, GgmlType::IQ1_M, GgmlType::NVFP4, GgmlType::Q1_0] {
+        let mut w = GgufWriter::new();
+        w.set("general.architecture", "llama").unwrap();
+        w.add_tensor("blk.0.ffn_up.weight", ty, &[256, 1]).unwrap();
+        let mut out = w.begin_in_memory().unwrap();
+        out.tensor("blk.0.ffn_up.weight", &vec![0; ty.row_bytes(256).unwrap()]).unwrap();
+        let error = pack(&out.finish().unwrap(), 1).unwrap_err().to_string();
+        let (name, remedy) = (format!("of type {ty} cannot be read"), "convert to one of F32");
+        assert!(error.contains("blk.0.ffn_up") && error.contains(&name) && error.contains(remedy), "{error}");
     }
 }
 
@@ -101,7 +166,7 @@ fn smollm2_is_reproduced() {
         return;
     };
     let source = Map::open(dir.join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap();
-    let packed = pack(&source, 2);
+    let packed = pack(&source, 2).unwrap();
     assert_eq!(compare(&source, &packed), 134_479_872);
     // At the source's own bits: what is added is the padding of tiles and the directory.
     let growth = packed.len() as f64 / source.len() as f64;

@@ -55,6 +55,12 @@ pub struct EngineArgs {
     /// Number format of the values in the cache (-ctv)
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub cache_type_v: CacheType,
+    /// Bit planes of a model that is not packed: `exact` for its own, or 1 to 8
+    #[arg(long, value_name = "BITS", default_value = "exact")]
+    pub bits: Bits,
+    /// Do not measure what fewer bits lost
+    #[arg(long)]
+    pub no_measure: bool,
     /// Pack the weights in memory; leave nothing in the cache folder
     #[arg(long)]
     pub no_cache: bool,

@@ -156,6 +156,9 @@ pub struct QuantizeArgs {
     /// Importance of inputs, as llama-imatrix writes it
     #[arg(long, value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
+    /// Do not measure what fewer bits lost
+    #[arg(long)]
+    pub no_measure: bool,
     /// Threads [default: one for each core]
     #[arg(short, long, value_name = "N")]
     pub threads: Option<NonZeroU32>,

@@ -91,7 +91,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<()> {
 
 /// What one token of a model reads.
 fn bytes_per_token(named: &str, workers: usize, isa: Isa) -> anyhow::Result<u64> {
-    let source = load::find_packed(named, workers, false)?;
+    let source = load::find_packed(named, &load::Packing::exact(workers, false))?;
     let options = OpenOptions { workers, context: Some(1), ..OpenOptions::new(isa) };
     Ok(load::model(&source, &options)?.bytes_per_token() as u64)
 }

@@ -36,7 +36,7 @@ pub(super) fn bos(tokenizer: &Tokenizer) -> Option<u32> {
 /// Finds the named model in the form that the path multiplies.
 pub(super) fn find(named: &str, path: Path, engine: &EngineArgs) -> anyhow::Result<Source> {
     match path {
-        Path::Lut => load::find_packed(named, load::threads(engine.threads), engine.no_cache),
+        Path::Lut => load::find_packed(named, &load::Packing::of(engine)),
         Path::Plain => load::find(named),
     }
 }

@@ -5,6 +5,7 @@ use crate::load;
 use crate::ui::{Answer, megabytes};
 use anyhow::Context;
 use lutite_models::config::Config;
+use lutite_quant::Loss;
 use lutite_runtime::store::{ARCH_PREFIX, Gguf, PackedInfo};
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
@@ -132,6 +133,12 @@ fn report(name: &str, gguf: &Gguf<'_>, file_bytes: u64, parts: &[Part]) -> anyho
             "quantizer": gguf.str("lutite.quantizer")?,
             "source_xxh3": gguf.u64("lutite.source.xxh3")?.map(|hash| format!("{hash:016x}")),
             "checksums": gguf.u64_array("lutite.checksum.xxh3")?.is_some(),
+            "loss": Loss::read(gguf)?.map(|loss| {
+                json!({
+                    "kl": loss.kl, "kl_error": loss.kl_error, "same_top": loss.same_top, "tokens": loss.tokens,
+                    "text": loss.to_string(),
+                })
+            }),
         })
     } else {
         Value::Null
@@ -200,6 +207,8 @@ fn text(v: &Value) -> String {
         let how = format!("version {}, layout {}, {sums} checksums", s(&p["version"]), s(&p["layout"]));
         line("packed", how);
         line("packed by", format!("{}, source xxh3 {}", s(&p["quantizer"]), s(&p["source_xxh3"])));
+        let loss = &p["loss"]["text"];
+        line("loss", if loss.is_null() { "none, the weights are the source's".into() } else { s(loss) });
     }
     let _ = writeln!(out, "\n{:<20}{:>12}{:>14}{:>9}  formats", "class", "weights", "bytes", "bits/w");
     for c in v["classes"].as_array().into_iter().flatten() {

@@ -1,7 +1,8 @@
 //! `lutite quantize`: a packed file under a name of one's own.
 
-use crate::args::{Bits, Params, QuantizeArgs};
+use crate::args::{Params, QuantizeArgs};
 use crate::cache::{self, Packing};
+use crate::judge::loss;
 use crate::{load, ui};
 use anyhow::Context;
 use lutite_kernels::pack::ParamKind;
@@ -12,8 +13,8 @@ use std::time::Instant;
 pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     let source = load::find(&args.source)?;
     let options = PackOptions {
-        bits: bits(args.bits),
-        head: args.head_bits.map(bits),
+        bits: load::bits(args.bits),
+        head: args.head_bits.map(load::bits),
         group: args.group as usize,
         kind: match args.params {
             Params::Hlq8 => ParamKind::Hlq8,
@@ -41,6 +42,7 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
         gguf: &gguf,
         hash: cache::hash(&source.file)?,
         imatrix: imatrix.as_ref(),
+        measure: (!args.no_measure).then_some(&source.file),
         threads: load::threads(args.threads),
         way_out: "name another place with -o",
     };
@@ -53,13 +55,5 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
         plan.bits_per_weight(),
         start.elapsed().as_secs_f64(),
     ));
-    Ok(())
-}
-
-/// The flag's value as the packer has it.
-pub(crate) fn bits(b: Bits) -> lutite_quant::Bits {
-    match b {
-        Bits::Exact => lutite_quant::Bits::Exact,
-        Bits::Planes(q) => lutite_quant::Bits::Planes(usize::from(q)),
-    }
+    loss::tell(&load::at(args.out_file.clone())?)
 }

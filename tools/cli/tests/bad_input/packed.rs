@@ -19,6 +19,7 @@ fn packed() -> Vec<u8> {
         source: &gguf,
         source_hash: 1,
         imatrix: None,
+        measure: None,
         threads: 1,
         progress: &|_, _| {},
         cancel: &cancel,

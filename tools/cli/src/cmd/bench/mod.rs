@@ -93,19 +93,17 @@ fn source(args: &BenchArgs, threads: usize) -> anyhow::Result<(String, Source)> 
         return Ok((recipe.name(), Source { path, files: Vec::new(), file, verified: true }));
     }
     let named = args.model.named();
+    // Nothing is measured but speed, even where weights lose something.
+    let how = load::Packing::exact(threads, args.no_cache);
     let source = match (args.bits, args.group) {
-        (None, None) => load::find_packed(named, threads, args.no_cache)?,
+        (None, None) => load::find_packed(named, &how)?,
         (None, Some(_)) => {
             anyhow::bail!("--group needs --bits: without, a model keeps the groups that it has")
         }
         (Some(bits), group) => {
-            let bits = match bits {
-                Bits::Exact => lutite_quant::Bits::Exact,
-                Bits::Planes(q) => lutite_quant::Bits::Planes(usize::from(q)),
-            };
             let group = group.map_or(DEFAULT_GROUP, |g| g as usize);
-            let options = PackOptions { bits, group, ..PackOptions::exact() };
-            load::pack(load::find(named)?, &options, threads, args.no_cache)?
+            let options = PackOptions { bits: load::bits(bits), group, ..how.options };
+            load::pack(load::find(named)?, &load::Packing { options, ..how })?
         }
     };
     let name = if source.path.is_dir() { source.path.file_name() } else { source.path.file_stem() };
@@ -126,6 +124,8 @@ fn run(
         batch_size: args.batch_size,
         cache_type_k: args.cache_type_k,
         cache_type_v: args.cache_type_v,
+        bits: Bits::Exact,
+        no_measure: true,
         no_cache: args.no_cache,
     };
     let context = tests.iter().map(|t| t.tokens()).max();
