@@ -8,8 +8,6 @@
 //! - lists and maps: building one costs as much as walking it, so that sharing parts cannot grow exponentially, and
 //!   nesting is bounded by [`MAX_DEPTH`], which bounds the recursion of everything that walks values;
 //! - comparisons, slices, characters by number and filters pay for going over what they are given.
-//!
-//! What is literal text in the template is not metered but bounded by fuel times the longest literal.
 
 use minijinja::machinery::{Instruction, Instructions, Token, tokenize};
 use minijinja::value::{Rest, Value, ValueKind, ValueOrKwargs};
@@ -115,21 +113,17 @@ fn size(value: &Value) -> usize {
     }
 }
 
-/// Refuses what would already be too much for the compiler, and returns the length of the longest literal text.
-pub(super) fn check_source(
-    source: &str,
-    config: &minijinja::machinery::TemplateConfig,
-) -> Result<usize, Error> {
+/// Refuses what would already be too much for the compiler.
+pub(super) fn check_source(source: &str, config: &minijinja::machinery::TemplateConfig) -> Result<(), Error> {
     if source.len() > MAX_SOURCE_BYTES {
         return Err(refuse(format!("the template has {} bytes, more than {MAX_SOURCE_BYTES}", source.len())));
     }
-    let (mut longest, mut in_tag, mut products) = (0, 0, 0);
+    let (mut in_tag, mut products) = (0, 0);
     let mut tokens = tokenize(source, false, config.syntax_config.clone()).peekable();
     let mut before: Option<Token<'_>> = None;
     while let Some(token) = tokens.next() {
         let (token, _) = token?;
         match &token {
-            Token::TemplateData(text) => longest = longest.max(text.len()),
             Token::VariableStart | Token::BlockStart => (in_tag, products) = (0, 0),
             Token::Mul => {
                 let after = tokens.peek().and_then(|t| t.as_ref().ok()).map(|(t, _)| t);
@@ -148,7 +142,7 @@ pub(super) fn check_source(
         }
         before = Some(token);
     }
-    Ok(longest)
+    Ok(())
 }
 
 /// Whether a product with this next to the sign is none of constants. The compiler folds those, without limits.
@@ -162,6 +156,7 @@ fn is_plain(token: Option<&Token<'_>>) -> bool {
 
 /// Exchanges the instructions that need a meter for filters that have one.
 pub(super) fn rewrite(code: &mut Instructions<'_>) -> Result<(), Error> {
+    meter_literals(code);
     let mut at = 0;
     while let Some(instruction) = code.get_mut(at) {
         let count =
@@ -195,6 +190,26 @@ pub(super) fn rewrite(code: &mut Instructions<'_>) -> Result<(), Error> {
         at += 1;
     }
     Ok(())
+}
+
+/// Literal text is written by an instruction that asks nobody. It becomes a jump to behind the end, where the text is
+/// written as a value like any other, and back.
+fn meter_literals(code: &mut Instructions<'_>) {
+    let end = (0..).take_while(|&at| code.get(at).is_some()).count() as u32;
+    // Where the code ended by being over.
+    code.add(Instruction::Return);
+    for at in 0..end {
+        let Some(Instruction::EmitRaw(text)) = code.get(at) else { continue };
+        let text = Value::from(*text);
+        // For messages.
+        let line = code.get_line(at).and_then(|line| u16::try_from(line).ok()).unwrap_or_default();
+        let aside = code.add_with_line(Instruction::LoadConst(text), line);
+        code.add(Instruction::Emit);
+        code.add(Instruction::Jump(at + 1));
+        if let Some(literal) = code.get_mut(at) {
+            *literal = Instruction::Jump(aside);
+        }
+    }
 }
 
 /// Puts the metered operators, filters, methods and output into `env`.

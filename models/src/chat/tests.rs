@@ -219,3 +219,26 @@ fn hostile_templates_fail_fast() {
         assert!(start.elapsed() < Duration::from_secs(5), "{shown}: {:?}", start.elapsed());
     }
 }
+
+/// Literal text pays like any other, wherever the compiler puts it.
+#[test]
+fn literal_text_is_metered_and_stays_in_its_place() {
+    assert_eq!(
+        render("a{% if true %}b{% else %}c{% endif %}d{% macro f() %}[e]{% endmacro %}{{ f() }}f").unwrap(),
+        "abd[e]f"
+    );
+    assert_eq!(render("{% block b %}x{% for i in [1, 2] %}y{% endfor %}{% endblock %}z").unwrap(), "xyyz");
+    assert_eq!(render("{% set t %}a{% endset %}{{ t }}{{ t }}").unwrap(), "aa");
+    // 2,000 bytes of text that would be 100 MB.
+    let line = "z".repeat(2000);
+    for source in [
+        format!("{{% for a in range(50000) %}}{line}{{% endfor %}}"),
+        format!("{{% set x %}}{{% for a in range(50000) %}}{line}{{% endfor %}}{{% endset %}}"),
+        format!(
+            "{{% macro f() %}}{line}{{% endmacro %}}{{% for a in range(50000) %}}{{% set x = f() %}}{{% endfor %}}"
+        ),
+    ] {
+        let error = render(&source).unwrap_err().to_string();
+        assert!(error.contains("too much text") && error.contains("(line 1)"), "{error}");
+    }
+}
