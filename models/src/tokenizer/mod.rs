@@ -100,6 +100,9 @@ impl Tokenizer {
         // Before the merges add texts that are no tokens.
         let ends = special::find_ends(&strings, &mut kinds, &[eos, eot, eom]);
         let specials = Specials::new(&strings, &kinds);
+        if let Some((id, bytes)) = special::too_long(&strings, &kinds) {
+            warnings.push(TokenizerWarning::LongSpecial { id, bytes, limit: special::MAX_SPECIAL_BYTES });
+        }
 
         let (method, add_bos) = if spm {
             (Method::Spm(Spm::new(&spec.scores[..count.min(spec.scores.len())], unk, &strings)), true)
