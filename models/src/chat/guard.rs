@@ -85,6 +85,26 @@ impl Meter {
         self.spend(size(value))
     }
 
+    /// The items of a list or of what can be walked as one; pays for each.
+    fn collect(&self, value: &Value) -> Result<Vec<Value>, Error> {
+        let mut items = Vec::new();
+        for item in value.try_iter()? {
+            self.spend(size_of::<Value>())?;
+            items.push(item);
+        }
+        Ok(items)
+    }
+
+    /// What a filter made, paid for. What would be made only when it is walked is made now: such values refer to each
+    /// other, and walking twenty thousand of them overflows the stack.
+    fn settle(&self, made: Value) -> Result<Value, Error> {
+        if made.kind() == ValueKind::Iterable {
+            return self.collect(&made).map(Value::from);
+        }
+        self.pay_flat(&made)?;
+        Ok(made)
+    }
+
     fn compare(&self, a: &Value, b: &Value) -> Result<(), Error> {
         let deep = |v: &Value| {
             matches!(v.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain)
@@ -258,9 +278,7 @@ pub(super) fn install(env: &mut Environment<'_>, meter: &Meter) {
         env.add_filter(name, move |state: &mut State<'_, '_>, args: Rest<ValueOrKwargs>| {
             let args = args.into_values();
             before(&meter, name, &args)?;
-            let result = inner.call(state, &args)?;
-            meter.pay_flat(&result)?;
-            Ok::<Value, Error>(result)
+            meter.settle(inner.call(state, &args)?)
         });
     }
     // No chat template needs these, and each can make much out of little.
@@ -282,8 +300,7 @@ pub(super) fn install(env: &mut Environment<'_>, meter: &Meter) {
             _ => before(&m, method, &[std::slice::from_ref(value), args].concat())?,
         }
         let result = minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)?;
-        m.pay_flat(&result)?;
-        Ok(result)
+        m.settle(result)
     });
     let m = meter.clone();
     env.set_formatter(move |out: &mut Output<'_>, _: &mut State<'_, '_>, value: &Value| {
@@ -373,7 +390,7 @@ fn operators(env: &mut Environment<'_>, meter: &Meter) {
     let m = meter.clone();
     env.add_filter("lutite+", move |state: &mut State<'_, '_>, a: &Value, b: &Value| {
         m.spend(size(a).saturating_add(size(b)))?;
-        plain(state, "a + b", a, b)
+        m.settle(plain(state, "a + b", a, b)?)
     });
     let m = meter.clone();
     env.add_filter("lutite*", move |state: &mut State<'_, '_>, a: &Value, b: &Value| {
@@ -422,13 +439,7 @@ fn operators(env: &mut Environment<'_>, meter: &Meter) {
         plain(state, "a[b]", a, b)
     });
     let m = meter.clone();
-    env.add_filter(
-        "lutite_slice",
-        move |state: &mut State<'_, '_>, a: &Value, b: &Value, c: &Value, d: &Value| {
-            m.pay_flat(a)?;
-            state.env().compile_expression("a[b:c:d]")?.eval(minijinja::context! { a, b, c, d })
-        },
-    );
+    env.add_filter("lutite_slice", move |a: &Value, b: &Value, c: &Value, d: &Value| slice(&m, a, [b, c, d]));
     let m = meter.clone();
     env.add_filter("lutite[]", move |items: Rest<Value>| -> Result<Value, Error> {
         let list = Value::from(items.0);
@@ -441,6 +452,39 @@ fn operators(env: &mut Environment<'_>, meter: &Meter) {
         m.pay(&map)?;
         Ok(map)
     });
+}
+
+/// `value[start:stop:step]` as in Python. The engine's own panics for `''[::-1]`, and gives a list that is made when it is
+/// walked.
+fn slice(meter: &Meter, value: &Value, bounds: [&Value; 3]) -> Result<Value, Error> {
+    let number = |v: &Value| if v.is_none() { Ok(None) } else { i64::try_from(v.clone()).map(Some) };
+    let [start, stop, step] = bounds.map(number);
+    let (start, stop, step) = (start?, stop?, step?.unwrap_or(1));
+    if step == 0 {
+        return Err(refuse("the template slices by steps of 0"));
+    }
+    meter.pay_flat(value)?;
+    let text: Option<Vec<char>> = value.as_str().map(|text| text.chars().collect());
+    let items = match (&text, value.kind()) {
+        (Some(_), _) | (None, ValueKind::Undefined | ValueKind::None) => Vec::new(),
+        (None, ValueKind::Seq | ValueKind::Iterable) => meter.collect(value)?,
+        (None, kind) => return Err(refuse(format!("the template slices a value of type {kind}"))),
+    };
+    let len = text.as_ref().map_or(items.len(), Vec::len) as i64;
+    // What is outside counts as the end on that side; backwards, both ends lie one to the left.
+    let (low, high) = if step > 0 { (0, len) } else { (-1, len - 1) };
+    let bound = |i: i64| (if i < 0 { i.saturating_add(len) } else { i }).clamp(low, high);
+    let (from, to) = if step > 0 { (low, high) } else { (high, low) };
+    let (mut at, to) = (start.map_or(from, bound), stop.map_or(to, bound));
+    let mut taken = Vec::new();
+    while if step > 0 { at < to } else { at > to } {
+        taken.push(at as usize);
+        at = at.saturating_add(step);
+    }
+    Ok(match text {
+        Some(text) => Value::from(taken.into_iter().map(|i| text[i]).collect::<String>()),
+        None => Value::from(taken.into_iter().map(|i| items[i].clone()).collect::<Vec<_>>()),
+    })
 }
 
 /// The engine's own operator, once its cost is paid.

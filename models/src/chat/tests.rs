@@ -242,3 +242,47 @@ fn literal_text_is_metered_and_stays_in_its_place() {
         assert!(error.contains("too much text") && error.contains("(line 1)"), "{error}");
     }
 }
+
+#[test]
+fn slices_are_pythons() {
+    for (slice, expected) in [
+        ("[1, 2, 3][::-1]", "[3, 2, 1]"),
+        ("[1, 2, 3][:0:-1]", "[3, 2]"),
+        ("[1, 2, 3][:7:-1]", "[]"),
+        ("[1, 2, 3][-2:]", "[2, 3]"),
+        ("[1, 2, 3][9:-9:-2]", "[3, 1]"),
+        ("[1, 2, 3][::9223372036854775807]", "[1]"),
+        ("[1, 2, 3][::-9223372036854775807]", "[3]"),
+        ("[][::-1]", "[]"),
+        ("''[::-1]", ""),
+        ("'h\u{e9}llo'[1:-1]", "\u{e9}ll"),
+        ("'h\u{e9}llo'[::-2]", "olh"),
+        ("nothing[1:]", "[]"),
+    ] {
+        assert_eq!(render(&format!("{{{{ {slice} }}}}")).unwrap(), expected, "{slice}");
+    }
+    for slice in ["[1][::0]", "1[1:]", "{}[1:]"] {
+        assert!(render(&format!("{{{{ {slice} }}}}")).is_err(), "{slice}");
+    }
+}
+
+/// Values that are made only when walked would refer to each other, one in another.
+#[test]
+fn no_chain_of_values_overflows_the_stack() {
+    for step in [
+        "ns.x[0:]",
+        "ns.x|reverse",
+        "ns.x|map('string')",
+        "ns.x|chain([])",
+        "ns.x|zip",
+        "ns.x|zip([1])",
+        "ns.x + []",
+        "ns.x|select",
+    ] {
+        let source = format!(
+            "{{% set ns = namespace(x=[1, 2]) %}}{{% for a in range(20000) %}}{{% set ns.x = {step} %}}{{% endfor %}}{{{{ ns.x }}}}"
+        );
+        // That it comes back is the point.
+        let _ = render(&source);
+    }
+}

@@ -2,14 +2,12 @@
 //! a format that they are in.
 
 use lutite_kernels::ggml::GgmlType;
-use lutite_kernels::pack::ParamKind;
+use lutite_kernels::pack::{ParamKind, PlaneShape};
 use lutite_models::ChatTemplate;
-use lutite_quant::{Bits, PackJob, PackOptions, Plan, pack_in_memory};
-use lutite_runtime::store::{Gguf, GgufWriter};
+use lutite_runtime::store::{FORMAT_VERSION, GgufWriter, PackedInfo, announce_checksums, layout_tag};
 use std::error::Error;
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -22,20 +20,18 @@ fn main() -> Result<()> {
     write("gguf", "all-types", &all_types()?)?;
     write("gguf", "empty", &GgufWriter::new().begin_in_memory()?.finish()?)?;
 
-    let fitted = |kind, group, planes| PackOptions { bits: Bits::Planes(planes), head: None, group, kind };
-    for (name, ty, tied, options) in [
-        ("uniform", GgmlType::Q4_1, true, PackOptions::exact()),
-        ("centered", GgmlType::Q8_0, false, PackOptions::exact()),
-        ("hlq8", GgmlType::F16, true, fitted(ParamKind::Hlq8, 64, 2)),
-        ("hlq16", GgmlType::F32, false, fitted(ParamKind::Hlq16, 32, 3)),
+    for (name, ty, tied) in [("f32", GgmlType::F32, true), ("q8_0", GgmlType::Q8_0, false)] {
+        write("packed", name, &model(&Form::Plain(ty), tied)?)?;
+    }
+    for (name, kind, planes, group, tied) in [
+        ("uniform", ParamKind::Uniform, 4, 32, true),
+        ("centered", ParamKind::Centered(8), 4, 32, false),
+        ("uniformk", ParamKind::UniformK, 2, 16, false),
+        ("centeredk", ParamKind::CenteredK(4), 3, 16, true),
+        ("hlq8", ParamKind::Hlq8, 2, 64, true),
+        ("hlq16", ParamKind::Hlq16, 1, 256, false),
     ] {
-        let source = model(ty, tied)?;
-        write("packed", &format!("{name}-source"), head(&source)?)?;
-        let packed = pack(&source, &options)?;
-        write("packed", name, head(&packed)?)?;
-        if name == "hlq8" {
-            write("gguf", "packed", &packed)?;
-        }
+        write("packed", name, &model(&Form::Packed { kind, planes, group }, tied)?)?;
     }
     for name in ChatTemplate::names() {
         write("template", name, ChatTemplate::builtin(name)?.source().as_bytes())?;
@@ -47,11 +43,6 @@ fn main() -> Result<()> {
         write("tokenizer", name, lines.as_bytes())?;
     }
     Ok(())
-}
-
-/// Everything before the data: the target makes that up.
-fn head(file: &[u8]) -> Result<&[u8]> {
-    Ok(&file[..Gguf::parse(file)?.data_offset() as usize])
 }
 
 /// A metadata value of each type, and tensors of three types.
@@ -80,11 +71,18 @@ fn data(ty: GgmlType, shape: &[u64]) -> Vec<u8> {
     (0..ty.row_bytes(values).unwrap_or(0)).map(|i| (i * 37 % 64) as u8).collect()
 }
 
-/// The smallest Llama there is: one layer, 4 heads of 8 dimensions, 40 tokens.
-fn model(ty: GgmlType, tied: bool) -> Result<Vec<u8>> {
+/// How the matrices of a model are stored.
+enum Form {
+    Plain(GgmlType),
+    Packed { kind: ParamKind, planes: usize, group: usize },
+}
+
+/// The head of the smallest Llama there is: one layer, 4 heads of 8 dimensions, 40 tokens. The target makes the data up.
+fn model(form: &Form, tied: bool) -> Result<Vec<u8>> {
     let (dim, kv, ffn, vocab) = (32, 16, 64, 40);
     let mut w = GgufWriter::new();
-    w.set("general.architecture", "llama")?;
+    let arch = if matches!(form, Form::Plain(_)) { "llama" } else { "lut-llama" };
+    w.set("general.architecture", arch)?;
     for (key, n) in [
         ("embedding_length", dim as u32),
         ("block_count", 1),
@@ -102,49 +100,48 @@ fn model(ty: GgmlType, tied: bool) -> Result<Vec<u8>> {
         w.set("llama.rope.scaling.type", "yarn")?.set("llama.rope.scaling.factor", 4f32)?;
         w.set("llama.rope.scaling.original_context_length", 32u32)?;
     }
-    let mut tensors = vec![("token_embd.weight", ty, vec![dim, vocab])];
-    for (name, cols, rows) in [
-        ("blk.0.attn_q.weight", dim, dim),
-        ("blk.0.attn_k.weight", dim, kv),
-        ("blk.0.attn_v.weight", dim, kv),
-        ("blk.0.attn_output.weight", dim, dim),
-        ("blk.0.ffn_gate.weight", dim, ffn),
-        ("blk.0.ffn_up.weight", dim, ffn),
-        ("blk.0.ffn_down.weight", ffn, dim),
-    ] {
-        tensors.push((name, ty, vec![cols, rows]));
+    let mut matrices = vec![
+        ("token_embd", dim, vocab),
+        ("blk.0.attn_q", dim, dim),
+        ("blk.0.attn_k", dim, kv),
+        ("blk.0.attn_v", dim, kv),
+        ("blk.0.attn_output", dim, dim),
+        ("blk.0.ffn_gate", dim, ffn),
+        ("blk.0.ffn_up", dim, ffn),
+        ("blk.0.ffn_down", ffn, dim),
+    ];
+    if !tied {
+        matrices.push(("output", dim, vocab));
     }
-    let norms = ["blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight"];
-    tensors.extend(norms.map(|name| (name, GgmlType::F32, vec![dim])));
-    tensors.push(("blk.0.attn_q.bias", GgmlType::F32, vec![dim]));
+    let (mut tensors, mut lines) = (Vec::new(), Vec::new());
+    for (name, cols, rows) in matrices {
+        match *form {
+            Form::Packed { kind, planes, group } if tied || name != "token_embd" => {
+                let shape = PlaneShape { rows: rows as usize, cols: cols as usize };
+                let info = PackedInfo { name: name.into(), kind, shape, planes, group };
+                lines.push(info.line());
+                tensors.extend(info.tensors());
+            }
+            Form::Packed { .. } => tensors.push((format!("{name}.weight"), GgmlType::F16, vec![cols, rows])),
+            Form::Plain(ty) => tensors.push((format!("{name}.weight"), ty, vec![cols, rows])),
+        }
+    }
+    for name in ["blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight", "blk.0.attn_q.bias"]
+    {
+        tensors.push((name.into(), GgmlType::F32, vec![dim]));
+    }
     if tied {
-        tensors.push(("rope_freqs.weight", GgmlType::F32, vec![4]));
-    } else {
-        tensors.push(("output.weight", ty, vec![dim, vocab]));
+        tensors.push(("rope_freqs.weight".into(), GgmlType::F32, vec![4]));
     }
     for (name, ty, shape) in &tensors {
         w.add_tensor(name, *ty, shape)?;
     }
-    let mut stream = w.begin_in_memory()?;
-    for (name, ty, shape) in &tensors {
-        stream.tensor(name, &data(*ty, shape))?;
+    if let Form::Packed { .. } = form {
+        w.set("lutite.version", FORMAT_VERSION)?.set("lutite.layout", layout_tag())?;
+        w.set("lutite.tensors", lines.as_slice())?;
+        announce_checksums(&mut w, tensors.len())?;
     }
-    Ok(stream.finish()?)
-}
-
-fn pack(source: &[u8], options: &PackOptions) -> Result<Vec<u8>> {
-    let gguf = Gguf::parse(source)?;
-    let plan = Plan::new(&gguf, options)?;
-    let cancel = AtomicBool::new(false);
-    let job = PackJob {
-        source: &gguf,
-        source_hash: 1,
-        imatrix: None,
-        threads: 1,
-        progress: &|_, _| {},
-        cancel: &cancel,
-    };
-    Ok(pack_in_memory(&plan, &job)?)
+    Ok(w.begin_in_memory()?.head().to_vec())
 }
 
 /// What the built-in templates do not use.
