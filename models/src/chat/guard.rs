@@ -354,7 +354,8 @@ fn before(meter: &Meter, name: &str, args: &[Value]) -> Result<(), Error> {
     }
 }
 
-/// `str.format` may pad to any width: no widths of more than three digits, and none that are computed.
+/// `str.format` may pad to any width: no widths of more than three digits, and none that are computed. Of what stands in
+/// braces the engine takes a byte for a character.
 fn check_format(format: &Value) -> Result<(), Error> {
     let (mut depth, mut digits) = (0usize, 0);
     for c in format.as_str().unwrap_or_default().chars() {
@@ -366,6 +367,9 @@ fn check_format(format: &Value) -> Result<(), Error> {
         digits = if c.is_ascii_digit() && depth > 0 { digits + 1 } else { 0 };
         if depth > 1 || digits > 3 {
             return Err(refuse("the template formats with computed or very large widths"));
+        }
+        if depth > 0 && !c.is_ascii() {
+            return Err(refuse("the template formats a field whose name is not ASCII"));
         }
     }
     Ok(())

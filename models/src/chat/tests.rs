@@ -193,6 +193,7 @@ fn hostile_templates_fail_fast() {
         "{{ 'a'|indent(width=4294967295) }}",
         "{{ '{:>99999999999}'.format('x') }}",
         "{{ '{:{}}'.format('x', 999999999) }}",
+        "{{ '{a[\u{e9}]}'.format('x') }}",
         "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
         "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}{% set ns = namespace(x='aaaaaaaa') %}{% for a in range(60) %}{% set ns.x = f(ns.x) %}{% endfor %}",
         "{% set ns = namespace(x='aaaaaaaa') %}{% for a in range(60) %}{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}{% endfor %}",
