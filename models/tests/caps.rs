@@ -146,6 +146,14 @@ fn templates() {
         "{% set ns = namespace(x='aa') %}{% for a in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
         "{% for a in range(99999) %}aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa{% endfor %}",
         "{% macro f(x) %}{{ f([x, x]) }}{% endmacro %}{{ f(1) }}",
+        // Lists of four million characters or pieces.
+        "{% set n = 4000000 %}{% set x = 'a' * n %}{{ x|list|length }}",
+        "{% set n = 4000000 %}{% set x = 'a' * n %}{{ x|map('upper')|length }}",
+        "{% set n = 4000000 %}{% set x = 'a' * n %}{{ []|chain(x)|length }}",
+        "{% set n = 4000000 %}{% set x = 'a' * n %}{{ x.split('a')|length }}",
+        "{% set n = 4000000 %}{% set x = 'a ' * n %}{{ x.split()|length }}",
+        "{% set n = 4000000 %}{% set x = 'a\\n' * n %}{{ x.splitlines()|length }}",
+        "{% set n = 4000000 %}{% set x = 'a' * n %}{{ x[::-1]|length }}",
     ] {
         let compiled = capped(source, source.as_bytes(), || ChatTemplate::new(source));
         if let Ok(template) = compiled {

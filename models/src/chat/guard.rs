@@ -29,6 +29,21 @@ const MAX_INDENT: usize = 256;
 const DEEP: &[&str] =
     &["string", "join", "pprint", "sort", "unique", "min", "max", "dictsort", "groupby", "sum"];
 
+/// Filters that take a text for the list of its characters.
+const BY_CHARACTER: &[&str] = &[
+    "list",
+    "map",
+    "select",
+    "reject",
+    "selectattr",
+    "rejectattr",
+    "sort",
+    "unique",
+    "chain",
+    "zip",
+    "groupby",
+];
+
 fn refuse(why: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, why)
 }
@@ -336,6 +351,15 @@ fn before(meter: &Meter, name: &str, args: &[Value]) -> Result<(), Error> {
     }
     args.iter().filter_map(Value::as_str).try_for_each(|text| meter.spend(text.len()))?;
     let text = |i: usize| args.get(i).and_then(Value::as_str).unwrap_or_default();
+    // A list is many times larger than the text that it is made of.
+    let pieces = match name {
+        "split" | "rsplit" if text(1).is_empty() => text(0).split_whitespace().count(),
+        "split" | "rsplit" => text(0).matches(text(1)).count() + 1,
+        "lines" | "splitlines" => text(0).lines().count(),
+        _ if BY_CHARACTER.contains(&name) => args.iter().filter_map(Value::as_str).map(str::len).sum(),
+        _ => 0,
+    };
+    meter.spend(pieces.saturating_mul(size_of::<Value>()))?;
     match name {
         "replace" => meter.replace(&value.to_string_metered(meter)?, text(1), text(2)),
         "join" => meter.spend(value.len().unwrap_or(0).saturating_mul(text(1).len())),
@@ -468,7 +492,11 @@ fn slice(meter: &Meter, value: &Value, bounds: [&Value; 3]) -> Result<Value, Err
         return Err(refuse("the template slices by steps of 0"));
     }
     meter.pay_flat(value)?;
-    let text: Option<Vec<char>> = value.as_str().map(|text| text.chars().collect());
+    let text = value.as_str().map(|text| {
+        meter.spend(text.len() * size_of::<char>())?;
+        Ok::<Vec<char>, Error>(text.chars().collect())
+    });
+    let text = text.transpose()?;
     let items = match (&text, value.kind()) {
         (Some(_), _) | (None, ValueKind::Undefined | ValueKind::None) => Vec::new(),
         (None, ValueKind::Seq | ValueKind::Iterable) => meter.collect(value)?,
@@ -479,15 +507,13 @@ fn slice(meter: &Meter, value: &Value, bounds: [&Value; 3]) -> Result<Value, Err
     let (low, high) = if step > 0 { (0, len) } else { (-1, len - 1) };
     let bound = |i: i64| (if i < 0 { i.saturating_add(len) } else { i }).clamp(low, high);
     let (from, to) = if step > 0 { (low, high) } else { (high, low) };
-    let (mut at, to) = (start.map_or(from, bound), stop.map_or(to, bound));
-    let mut taken = Vec::new();
-    while if step > 0 { at < to } else { at > to } {
-        taken.push(at as usize);
-        at = at.saturating_add(step);
-    }
+    let (at, to) = (start.map_or(from, bound), stop.map_or(to, bound));
+    let taken = std::iter::successors(Some(at), |at| Some(at.saturating_add(step)))
+        .take_while(|&at| if step > 0 { at < to } else { at > to })
+        .map(|at| at as usize);
     Ok(match text {
-        Some(text) => Value::from(taken.into_iter().map(|i| text[i]).collect::<String>()),
-        None => Value::from(taken.into_iter().map(|i| items[i].clone()).collect::<Vec<_>>()),
+        Some(text) => Value::from(taken.map(|i| text[i]).collect::<String>()),
+        None => Value::from(taken.map(|i| items[i].clone()).collect::<Vec<_>>()),
     })
 }
 
