@@ -37,7 +37,11 @@ impl<'a> Weights<'a> {
             check_version(gguf)?;
             for line in gguf.str_array("lutite.tensors")?.into_iter().flatten() {
                 let info = PackedInfo::parse(line).map_err(Error::Packed)?;
-                packed.insert(info.name.clone(), info);
+                if let Some(twice) = packed.insert(info.name.clone(), info) {
+                    let why =
+                        format!("lutite.tensors has two entries for {:?}; the file is damaged", twice.name);
+                    return Err(Error::Packed(why));
+                }
             }
         } else if path == Path::Lut {
             return Err(Error::Packed(

@@ -1,20 +1,20 @@
 //! Model folders that lie: each must give an error that names the file and what to do, without a panic and without
 //! taking more memory than a small multiple of the files' lengths.
 
-#[path = "common/counting.rs"]
-mod counting;
 #[path = "common/edit.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod edit;
 #[path = "common/folder.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod folder;
+#[path = "../../runtime/tests/common/peak.rs"]
+mod peak;
 
-use counting::peak;
 use edit::{Rng, mutate, reference};
 use folder::{Files, HfTensor, hf_tensors, opener, safetensors};
 use lutite_models::{Error, Tokenizer, hf, open};
 use lutite_runtime::store::{Gguf, ModelFile};
+use peak::peak_of;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ const AT_LEAST: usize = 64 << 10;
 /// Reads the folder and checks it as far as `open` does before it allocates; counted.
 fn read(files: &Files) -> Result<ModelFile, Error> {
     let mut open_file = opener(files);
-    let (result, held) = peak(|| {
+    let (result, held) = peak_of(|| {
         let file = hf::import("test", &mut open_file)?.file;
         open::check(&file)?;
         Tokenizer::from_gguf(&file.gguf()?).map_err(|e| Error::Packed(e.to_string()))?;

@@ -3,6 +3,8 @@
 
 #[path = "common/edit.rs"]
 mod edit;
+#[path = "../../runtime/tests/common/peak.rs"]
+mod peak;
 
 use edit::{NUMBERS, Rng, Tensor, edit, mutate, quantize, reference};
 use lutite_kernels::ggml::GgmlType;
@@ -11,44 +13,8 @@ use lutite_models::arch::llama::session_bytes;
 use lutite_models::{Model, OpenOptions, Path, open};
 use lutite_runtime::decode::{Decoder, Logits};
 use lutite_runtime::store::{Bytes, Gguf, Value};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+use peak::peak_of;
 use std::time::{Duration, Instant};
-
-/// Counts what this thread holds, and the most it held. Tests run on threads of their own.
-struct Counting;
-
-thread_local! {
-    static HELD: Cell<usize> = const { Cell::new(0) };
-    static PEAK: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: every call goes to `System` unchanged; the counters are constant-initialised thread locals without
-// destructors, so that touching them allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        HELD.set(HELD.get().wrapping_add(layout.size()));
-        PEAK.set(PEAK.get().max(HELD.get()));
-        // SAFETY: the caller's promise is the one that `System` asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        HELD.set(HELD.get().wrapping_add(layout.size()));
-        PEAK.set(PEAK.get().max(HELD.get()));
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        HELD.set(HELD.get().wrapping_sub(layout.size()));
-        // SAFETY: as above; `ptr` came from `System`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// What opening may allocate, beside what the reader takes for a file.
 const BUDGET: usize = 4 << 20;
@@ -67,16 +33,9 @@ fn options() -> OpenOptions {
 fn try_open(file: &[u8], o: &OpenOptions) -> Result<Model, String> {
     let bytes = Bytes::new(file.to_vec());
     let len = bytes.len();
-    HELD.set(0);
-    PEAK.set(0);
-    let result = open::open(&bytes, o);
-    let peak = PEAK.get();
-    // Held below zero, when something older was freed, is nothing held.
+    let (result, peak) = peak_of(|| open::open(&bytes, o));
     let cap = BUDGET + 8 * len + (256 << 10);
-    assert!(
-        peak <= cap || peak > usize::MAX / 2,
-        "{peak} bytes held for a file of {len}, at most {cap} expected"
-    );
+    assert!(peak <= cap, "{peak} bytes held for a file of {len}, at most {cap} expected");
     result.map_err(|e| e.to_string())
 }
 
@@ -306,10 +265,8 @@ fn the_estimate_covers_what_is_allocated() {
     for (context, batch) in [(64, 1), (256, 64), (4096, 16), (100_000, 64)] {
         let bytes = Bytes::new(seed());
         let o = OpenOptions { context: Some(context), batch, available: None, ..options() };
-        HELD.set(0);
-        PEAK.set(0);
-        let m = open::open(&bytes, &o).unwrap();
-        let peak = PEAK.get();
+        let (m, peak) = peak_of(|| open::open(&bytes, &o));
+        let m = m.unwrap();
         let need = session_bytes(m.config(), m.kv_shape(), batch, 1);
         // Beside it: the parsed header, norms, and one flag for each row and chunk of a buffer.
         let cap = need.kv + need.activations + (128 << 10);

@@ -8,8 +8,6 @@
 //! - lists and maps: building one costs as much as walking it, so that sharing parts cannot grow exponentially, and
 //!   nesting is bounded by [`MAX_DEPTH`], which bounds the recursion of everything that walks values;
 //! - comparisons, slices, characters by number and filters pay for going over what they are given.
-//!
-//! What is literal text in the template is not metered but bounded by fuel times the longest literal.
 
 use minijinja::machinery::{Instruction, Instructions, Token, tokenize};
 use minijinja::value::{Rest, Value, ValueKind, ValueOrKwargs};
@@ -30,6 +28,21 @@ const MAX_INDENT: usize = 256;
 /// Filters that walk their input as deep as it goes.
 const DEEP: &[&str] =
     &["string", "join", "pprint", "sort", "unique", "min", "max", "dictsort", "groupby", "sum"];
+
+/// Filters that take a text for the list of its characters.
+const BY_CHARACTER: &[&str] = &[
+    "list",
+    "map",
+    "select",
+    "reject",
+    "selectattr",
+    "rejectattr",
+    "sort",
+    "unique",
+    "chain",
+    "zip",
+    "groupby",
+];
 
 fn refuse(why: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, why)
@@ -87,6 +100,26 @@ impl Meter {
         self.spend(size(value))
     }
 
+    /// The items of a list or of what can be walked as one; pays for each.
+    fn collect(&self, value: &Value) -> Result<Vec<Value>, Error> {
+        let mut items = Vec::new();
+        for item in value.try_iter()? {
+            self.spend(size_of::<Value>())?;
+            items.push(item);
+        }
+        Ok(items)
+    }
+
+    /// What a filter made, paid for. What would be made only when it is walked is made now: such values refer to each
+    /// other, and walking twenty thousand of them overflows the stack.
+    fn settle(&self, made: Value) -> Result<Value, Error> {
+        if made.kind() == ValueKind::Iterable {
+            return self.collect(&made).map(Value::from);
+        }
+        self.pay_flat(&made)?;
+        Ok(made)
+    }
+
     fn compare(&self, a: &Value, b: &Value) -> Result<(), Error> {
         let deep = |v: &Value| {
             matches!(v.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain)
@@ -115,21 +148,17 @@ fn size(value: &Value) -> usize {
     }
 }
 
-/// Refuses what would already be too much for the compiler, and returns the length of the longest literal text.
-pub(super) fn check_source(
-    source: &str,
-    config: &minijinja::machinery::TemplateConfig,
-) -> Result<usize, Error> {
+/// Refuses what would already be too much for the compiler.
+pub(super) fn check_source(source: &str, config: &minijinja::machinery::TemplateConfig) -> Result<(), Error> {
     if source.len() > MAX_SOURCE_BYTES {
         return Err(refuse(format!("the template has {} bytes, more than {MAX_SOURCE_BYTES}", source.len())));
     }
-    let (mut longest, mut in_tag, mut products) = (0, 0, 0);
+    let (mut in_tag, mut products) = (0, 0);
     let mut tokens = tokenize(source, false, config.syntax_config.clone()).peekable();
     let mut before: Option<Token<'_>> = None;
     while let Some(token) = tokens.next() {
         let (token, _) = token?;
         match &token {
-            Token::TemplateData(text) => longest = longest.max(text.len()),
             Token::VariableStart | Token::BlockStart => (in_tag, products) = (0, 0),
             Token::Mul => {
                 let after = tokens.peek().and_then(|t| t.as_ref().ok()).map(|(t, _)| t);
@@ -148,7 +177,7 @@ pub(super) fn check_source(
         }
         before = Some(token);
     }
-    Ok(longest)
+    Ok(())
 }
 
 /// Whether a product with this next to the sign is none of constants. The compiler folds those, without limits.
@@ -162,6 +191,7 @@ fn is_plain(token: Option<&Token<'_>>) -> bool {
 
 /// Exchanges the instructions that need a meter for filters that have one.
 pub(super) fn rewrite(code: &mut Instructions<'_>) -> Result<(), Error> {
+    meter_literals(code);
     let mut at = 0;
     while let Some(instruction) = code.get_mut(at) {
         let count =
@@ -195,6 +225,26 @@ pub(super) fn rewrite(code: &mut Instructions<'_>) -> Result<(), Error> {
         at += 1;
     }
     Ok(())
+}
+
+/// Literal text is written by an instruction that asks nobody. It becomes a jump to behind the end, where the text is
+/// written as a value like any other, and back.
+fn meter_literals(code: &mut Instructions<'_>) {
+    let end = (0..).take_while(|&at| code.get(at).is_some()).count() as u32;
+    // Where the code ended by being over.
+    code.add(Instruction::Return);
+    for at in 0..end {
+        let Some(Instruction::EmitRaw(text)) = code.get(at) else { continue };
+        let text = Value::from(*text);
+        // For messages.
+        let line = code.get_line(at).and_then(|line| u16::try_from(line).ok()).unwrap_or_default();
+        let aside = code.add_with_line(Instruction::LoadConst(text), line);
+        code.add(Instruction::Emit);
+        code.add(Instruction::Jump(at + 1));
+        if let Some(literal) = code.get_mut(at) {
+            *literal = Instruction::Jump(aside);
+        }
+    }
 }
 
 /// Puts the metered operators, filters, methods and output into `env`.
@@ -243,9 +293,7 @@ pub(super) fn install(env: &mut Environment<'_>, meter: &Meter) {
         env.add_filter(name, move |state: &mut State<'_, '_>, args: Rest<ValueOrKwargs>| {
             let args = args.into_values();
             before(&meter, name, &args)?;
-            let result = inner.call(state, &args)?;
-            meter.pay_flat(&result)?;
-            Ok::<Value, Error>(result)
+            meter.settle(inner.call(state, &args)?)
         });
     }
     // No chat template needs these, and each can make much out of little.
@@ -267,8 +315,7 @@ pub(super) fn install(env: &mut Environment<'_>, meter: &Meter) {
             _ => before(&m, method, &[std::slice::from_ref(value), args].concat())?,
         }
         let result = minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)?;
-        m.pay_flat(&result)?;
-        Ok(result)
+        m.settle(result)
     });
     let m = meter.clone();
     env.set_formatter(move |out: &mut Output<'_>, _: &mut State<'_, '_>, value: &Value| {
@@ -304,6 +351,15 @@ fn before(meter: &Meter, name: &str, args: &[Value]) -> Result<(), Error> {
     }
     args.iter().filter_map(Value::as_str).try_for_each(|text| meter.spend(text.len()))?;
     let text = |i: usize| args.get(i).and_then(Value::as_str).unwrap_or_default();
+    // A list is many times larger than the text that it is made of.
+    let pieces = match name {
+        "split" | "rsplit" if text(1).is_empty() => text(0).split_whitespace().count(),
+        "split" | "rsplit" => text(0).matches(text(1)).count() + 1,
+        "lines" | "splitlines" => text(0).lines().count(),
+        _ if BY_CHARACTER.contains(&name) => args.iter().filter_map(Value::as_str).map(str::len).sum(),
+        _ => 0,
+    };
+    meter.spend(pieces.saturating_mul(size_of::<Value>()))?;
     match name {
         "replace" => meter.replace(&value.to_string_metered(meter)?, text(1), text(2)),
         "join" => meter.spend(value.len().unwrap_or(0).saturating_mul(text(1).len())),
@@ -322,7 +378,8 @@ fn before(meter: &Meter, name: &str, args: &[Value]) -> Result<(), Error> {
     }
 }
 
-/// `str.format` may pad to any width: no widths of more than three digits, and none that are computed.
+/// `str.format` may pad to any width: no widths of more than three digits, and none that are computed. Of what stands in
+/// braces the engine takes a byte for a character.
 fn check_format(format: &Value) -> Result<(), Error> {
     let (mut depth, mut digits) = (0usize, 0);
     for c in format.as_str().unwrap_or_default().chars() {
@@ -334,6 +391,9 @@ fn check_format(format: &Value) -> Result<(), Error> {
         digits = if c.is_ascii_digit() && depth > 0 { digits + 1 } else { 0 };
         if depth > 1 || digits > 3 {
             return Err(refuse("the template formats with computed or very large widths"));
+        }
+        if depth > 0 && !c.is_ascii() {
+            return Err(refuse("the template formats a field whose name is not ASCII"));
         }
     }
     Ok(())
@@ -358,7 +418,7 @@ fn operators(env: &mut Environment<'_>, meter: &Meter) {
     let m = meter.clone();
     env.add_filter("lutite+", move |state: &mut State<'_, '_>, a: &Value, b: &Value| {
         m.spend(size(a).saturating_add(size(b)))?;
-        plain(state, "a + b", a, b)
+        m.settle(plain(state, "a + b", a, b)?)
     });
     let m = meter.clone();
     env.add_filter("lutite*", move |state: &mut State<'_, '_>, a: &Value, b: &Value| {
@@ -407,13 +467,7 @@ fn operators(env: &mut Environment<'_>, meter: &Meter) {
         plain(state, "a[b]", a, b)
     });
     let m = meter.clone();
-    env.add_filter(
-        "lutite_slice",
-        move |state: &mut State<'_, '_>, a: &Value, b: &Value, c: &Value, d: &Value| {
-            m.pay_flat(a)?;
-            state.env().compile_expression("a[b:c:d]")?.eval(minijinja::context! { a, b, c, d })
-        },
-    );
+    env.add_filter("lutite_slice", move |a: &Value, b: &Value, c: &Value, d: &Value| slice(&m, a, [b, c, d]));
     let m = meter.clone();
     env.add_filter("lutite[]", move |items: Rest<Value>| -> Result<Value, Error> {
         let list = Value::from(items.0);
@@ -426,6 +480,41 @@ fn operators(env: &mut Environment<'_>, meter: &Meter) {
         m.pay(&map)?;
         Ok(map)
     });
+}
+
+/// `value[start:stop:step]` as in Python. The engine's own panics for `''[::-1]`, and gives a list that is made when it is
+/// walked.
+fn slice(meter: &Meter, value: &Value, bounds: [&Value; 3]) -> Result<Value, Error> {
+    let number = |v: &Value| if v.is_none() { Ok(None) } else { i64::try_from(v.clone()).map(Some) };
+    let [start, stop, step] = bounds.map(number);
+    let (start, stop, step) = (start?, stop?, step?.unwrap_or(1));
+    if step == 0 {
+        return Err(refuse("the template slices by steps of 0"));
+    }
+    meter.pay_flat(value)?;
+    let text = value.as_str().map(|text| {
+        meter.spend(text.len() * size_of::<char>())?;
+        Ok::<Vec<char>, Error>(text.chars().collect())
+    });
+    let text = text.transpose()?;
+    let items = match (&text, value.kind()) {
+        (Some(_), _) | (None, ValueKind::Undefined | ValueKind::None) => Vec::new(),
+        (None, ValueKind::Seq | ValueKind::Iterable) => meter.collect(value)?,
+        (None, kind) => return Err(refuse(format!("the template slices a value of type {kind}"))),
+    };
+    let len = text.as_ref().map_or(items.len(), Vec::len) as i64;
+    // What is outside counts as the end on that side; backwards, both ends lie one to the left.
+    let (low, high) = if step > 0 { (0, len) } else { (-1, len - 1) };
+    let bound = |i: i64| (if i < 0 { i.saturating_add(len) } else { i }).clamp(low, high);
+    let (from, to) = if step > 0 { (low, high) } else { (high, low) };
+    let (at, to) = (start.map_or(from, bound), stop.map_or(to, bound));
+    let taken = std::iter::successors(Some(at), |at| Some(at.saturating_add(step)))
+        .take_while(|&at| if step > 0 { at < to } else { at > to })
+        .map(|at| at as usize);
+    Ok(match text {
+        Some(text) => Value::from(taken.map(|i| text[i]).collect::<String>()),
+        None => Value::from(taken.map(|i| items[i].clone()).collect::<Vec<_>>()),
+    })
 }
 
 /// The engine's own operator, once its cost is paid.

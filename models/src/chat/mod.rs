@@ -29,8 +29,6 @@ const FUEL_PER_MESSAGE: u64 = 5_000;
 /// Bytes a rendering may make and values it may visit, and how many times its input it may make besides.
 const BUDGET: usize = 16 << 20;
 const BUDGET_PER_INPUT_BYTE: usize = 64;
-/// Fuel times the longest literal text of the template is at most this.
-const MAX_LITERAL_BYTES: u64 = 256 << 20;
 /// Loops, macros and blocks nest at most this deep; each level takes stack.
 const MAX_RECURSION: usize = 64;
 
@@ -85,8 +83,6 @@ pub enum ChatError {
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     source: String,
-    /// Bytes of the longest literal text.
-    longest: usize,
 }
 
 impl ChatTemplate {
@@ -97,9 +93,9 @@ impl ChatTemplate {
     pub fn new(source: impl Into<String>) -> Result<ChatTemplate, ChatError> {
         let source = without_generation(&source.into());
         let bad = |e: Error| ChatError::BadTemplate(describe(&e));
-        let longest = guard::check_source(&source, &config()).map_err(bad)?;
+        guard::check_source(&source, &config()).map_err(bad)?;
         compile(&source).map_err(bad)?;
-        Ok(ChatTemplate { source, longest })
+        Ok(ChatTemplate { source })
     }
 
     /// The template of that name, see [`Self::names`].
@@ -179,8 +175,7 @@ impl ChatTemplate {
         let input: usize = messages.iter().map(|m| m.role.len() + m.content.len() + 64).sum();
         let meter = Meter::new(BUDGET.saturating_add(BUDGET_PER_INPUT_BYTE.saturating_mul(input)));
         let mut env = Environment::new();
-        let fuel = FUEL + FUEL_PER_MESSAGE * messages.len() as u64;
-        env.set_fuel(Some(fuel.min(MAX_LITERAL_BYTES / self.longest.max(1) as u64)));
+        env.set_fuel(Some(FUEL + FUEL_PER_MESSAGE * messages.len() as u64));
         env.set_recursion_limit(MAX_RECURSION);
         guard::install(&mut env, &meter);
         env.add_function("raise_exception", |why: &str| -> Result<Value, Error> {

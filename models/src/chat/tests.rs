@@ -193,6 +193,7 @@ fn hostile_templates_fail_fast() {
         "{{ 'a'|indent(width=4294967295) }}",
         "{{ '{:>99999999999}'.format('x') }}",
         "{{ '{:{}}'.format('x', 999999999) }}",
+        "{{ '{a[\u{e9}]}'.format('x') }}",
         "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
         "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}{% set ns = namespace(x='aaaaaaaa') %}{% for a in range(60) %}{% set ns.x = f(ns.x) %}{% endfor %}",
         "{% set ns = namespace(x='aaaaaaaa') %}{% for a in range(60) %}{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}{% endfor %}",
@@ -217,5 +218,72 @@ fn hostile_templates_fail_fast() {
         let shown: String = source.chars().take(100).collect();
         assert!(result.is_err(), "{shown}: {} bytes", result.map_or(0, |text| text.len()));
         assert!(start.elapsed() < Duration::from_secs(5), "{shown}: {:?}", start.elapsed());
+    }
+}
+
+/// Literal text pays like any other, wherever the compiler puts it.
+#[test]
+fn literal_text_is_metered_and_stays_in_its_place() {
+    assert_eq!(
+        render("a{% if true %}b{% else %}c{% endif %}d{% macro f() %}[e]{% endmacro %}{{ f() }}f").unwrap(),
+        "abd[e]f"
+    );
+    assert_eq!(render("{% block b %}x{% for i in [1, 2] %}y{% endfor %}{% endblock %}z").unwrap(), "xyyz");
+    assert_eq!(render("{% set t %}a{% endset %}{{ t }}{{ t }}").unwrap(), "aa");
+    // 2,000 bytes of text that would be 100 MB.
+    let line = "z".repeat(2000);
+    for source in [
+        format!("{{% for a in range(50000) %}}{line}{{% endfor %}}"),
+        format!("{{% set x %}}{{% for a in range(50000) %}}{line}{{% endfor %}}{{% endset %}}"),
+        format!(
+            "{{% macro f() %}}{line}{{% endmacro %}}{{% for a in range(50000) %}}{{% set x = f() %}}{{% endfor %}}"
+        ),
+    ] {
+        let error = render(&source).unwrap_err().to_string();
+        assert!(error.contains("too much text") && error.contains("(line 1)"), "{error}");
+    }
+}
+
+#[test]
+fn slices_are_pythons() {
+    for (slice, expected) in [
+        ("[1, 2, 3][::-1]", "[3, 2, 1]"),
+        ("[1, 2, 3][:0:-1]", "[3, 2]"),
+        ("[1, 2, 3][:7:-1]", "[]"),
+        ("[1, 2, 3][-2:]", "[2, 3]"),
+        ("[1, 2, 3][9:-9:-2]", "[3, 1]"),
+        ("[1, 2, 3][::9223372036854775807]", "[1]"),
+        ("[1, 2, 3][::-9223372036854775807]", "[3]"),
+        ("[][::-1]", "[]"),
+        ("''[::-1]", ""),
+        ("'h\u{e9}llo'[1:-1]", "\u{e9}ll"),
+        ("'h\u{e9}llo'[::-2]", "olh"),
+        ("nothing[1:]", "[]"),
+    ] {
+        assert_eq!(render(&format!("{{{{ {slice} }}}}")).unwrap(), expected, "{slice}");
+    }
+    for slice in ["[1][::0]", "1[1:]", "{}[1:]"] {
+        assert!(render(&format!("{{{{ {slice} }}}}")).is_err(), "{slice}");
+    }
+}
+
+/// Values that are made only when walked would refer to each other, one in another.
+#[test]
+fn no_chain_of_values_overflows_the_stack() {
+    for step in [
+        "ns.x[0:]",
+        "ns.x|reverse",
+        "ns.x|map('string')",
+        "ns.x|chain([])",
+        "ns.x|zip",
+        "ns.x|zip([1])",
+        "ns.x + []",
+        "ns.x|select",
+    ] {
+        let source = format!(
+            "{{% set ns = namespace(x=[1, 2]) %}}{{% for a in range(20000) %}}{{% set ns.x = {step} %}}{{% endfor %}}{{{{ ns.x }}}}"
+        );
+        // That it comes back is the point.
+        let _ = render(&source);
     }
 }

@@ -103,6 +103,9 @@ impl Tokenizer {
         let named: Vec<Option<u32>> = [eos, eot, eom].into_iter().chain(eog).collect();
         let ends = special::find_ends(&strings, &mut kinds, &named);
         let specials = Specials::new(&strings, &kinds);
+        if let Some((id, bytes)) = special::too_long(&strings, &kinds) {
+            warnings.push(TokenizerWarning::LongSpecial { id, bytes, limit: special::MAX_SPECIAL_BYTES });
+        }
 
         let (method, add_bos) = if spm {
             (Method::Spm(Spm::new(&spec.scores[..count.min(spec.scores.len())], unk, &strings)), true)

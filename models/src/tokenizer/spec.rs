@@ -162,6 +162,15 @@ pub enum TokenizerWarning {
         /// The number of tokens.
         vocab_size: usize,
     },
+    /// A special token is longer than any real one: it is read as plain text.
+    LongSpecial {
+        /// The token; there may be more.
+        id: u32,
+        /// Its length.
+        bytes: usize,
+        /// The most that is searched for.
+        limit: usize,
+    },
     /// The file asks for a token at the start or end of each text that it does not define.
     NothingToAdd {
         /// The GGUF key.
@@ -186,6 +195,12 @@ impl std::fmt::Display for TokenizerWarning {
             }
             TokenizerWarning::IdOutOfRange { key, id, vocab_size } => {
                 write!(f, "{key} is {id}, outside the vocabulary of {vocab_size} tokens: ignored")
+            }
+            TokenizerWarning::LongSpecial { id, bytes, limit } => {
+                write!(
+                    f,
+                    "tokenizer.ggml.tokens: token {id} is a special one of {bytes} bytes; those above {limit} are not looked for in texts"
+                )
             }
             TokenizerWarning::NothingToAdd { key } => {
                 write!(f, "{key} is set, but the file does not say which token that is: none is added")

@@ -71,6 +71,11 @@ const FILL_IN: [&[&str]; 6] = [
 ];
 const FILL_IN_ENDS: usize = 3;
 
+/// Longer special tokens are not searched for; the longest known ones have some 40 bytes. Each length that there is costs
+/// a look at each place of a text where a token may start: without an end, a file of a few megabytes could take minutes
+/// over a page of text.
+pub(super) const MAX_SPECIAL_BYTES: usize = 256;
+
 /// Finds the tokens that end an answer, sorted, and corrects kinds the way llama.cpp does. `named` are the file's own
 /// EOS, EOT and EOM.
 pub(super) fn find_ends(strings: &Strings, kinds: &mut [TokenKind], named: &[Option<u32>]) -> Vec<u32> {
@@ -143,7 +148,7 @@ impl Search {
     fn new<'s>(texts: impl Iterator<Item = &'s str>) -> Search {
         let mut by_length: BTreeMap<usize, Vec<bool>> = BTreeMap::new();
         let mut first = vec![false; 256];
-        for text in texts {
+        for text in texts.filter(|text| text.len() <= MAX_SPECIAL_BYTES) {
             if let Some(&byte) = text.as_bytes().first() {
                 first[byte as usize] = true;
                 by_length.entry(text.len()).or_insert_with(|| vec![false; 256])[byte as usize] = true;
@@ -218,6 +223,14 @@ impl Specials {
         }
         fragments
     }
+}
+
+/// A special token that is too long to be searched for, and its length in bytes, if there is one.
+pub(super) fn too_long(strings: &Strings, kinds: &[TokenKind]) -> Option<(u32, usize)> {
+    let special = (0..kinds.len() as u32).filter(|&id| is_special(kinds, id, true));
+    special
+        .filter_map(|id| strings.get(id).map(|text| (id, text.len())))
+        .find(|&(_, bytes)| bytes > MAX_SPECIAL_BYTES)
 }
 
 fn is_special(kinds: &[TokenKind], id: u32, parse_special: bool) -> bool {

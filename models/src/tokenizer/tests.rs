@@ -162,3 +162,24 @@ fn odd_specs_work_with_a_warning() {
     assert_eq!(t.encode("axy", false, true), [2]);
     assert_eq!((t.token_text(1), t.token_text(3), t.token_id("x")), (Some("[EMPTY_1]"), None, None));
 }
+
+/// Two thousand special tokens, no two of one length, each of which might start anywhere in the text.
+#[test]
+fn special_tokens_cannot_make_a_text_slow() {
+    let mut tokens: Vec<String> = (1..=2000).map(|n| "a".repeat(n) + "b").collect();
+    tokens.push("a".into());
+    let spec = TokenizerSpec {
+        model: "llama",
+        tokens: tokens.iter().map(String::as_str).collect(),
+        token_types: [vec![4; 2000], vec![1]].concat(),
+        ..TokenizerSpec::default()
+    };
+    let t = Tokenizer::new(&spec).unwrap();
+    let long = TokenizerWarning::LongSpecial { id: 255, bytes: 257, limit: 256 };
+    assert!(t.warnings().contains(&long), "{:?}", t.warnings());
+    assert!(t.encode(&("a".repeat(255) + "b"), false, false).contains(&254));
+    // Some 0.3 s; without the limit 25 s.
+    let start = std::time::Instant::now();
+    t.encode(&"a".repeat(60_000), false, false);
+    assert!(start.elapsed().as_secs() < 12, "{:?}", start.elapsed());
+}

@@ -1,40 +1,11 @@
 //! Files that are wrong: each must give an error that says what and where, without a panic and without
 //! allocating more than a small multiple of the file.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use crate::common::{Raw, array, entry, tensor, text, walk};
+use crate::peak::peak_of;
 use lutite_runtime::store::Gguf;
-
-/// Counts what this thread holds, and the most it held. Tests run on threads of their own.
-struct Counting;
-
-thread_local! {
-    static HELD: Cell<usize> = const { Cell::new(0) };
-    static PEAK: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: every call goes to `System` unchanged; the counters are constant-initialised thread locals without
-// destructors, so that touching them allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        HELD.set(HELD.get().wrapping_add(layout.size()));
-        PEAK.set(PEAK.get().max(HELD.get()));
-        // SAFETY: the caller's promise is the one that `System` asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        HELD.set(HELD.get().wrapping_sub(layout.size()));
-        // SAFETY: as above; `ptr` came from `System`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Most bytes that parsing a file of `len` bytes may hold: 56/14 per entry and 96/33 per tensor (see
 /// `gguf.rs`), doubled, and something for messages.
@@ -44,10 +15,7 @@ fn cap(len: usize) -> usize {
 
 /// Parses under the cap, and walks what was parsed.
 fn parse(file: &[u8]) -> Result<(), String> {
-    HELD.set(0);
-    PEAK.set(0);
-    let result = Gguf::parse(file);
-    let peak = PEAK.get();
+    let (result, peak) = peak_of(|| Gguf::parse(file));
     assert!(peak <= cap(file.len()), "{peak} bytes held for a file of {}", file.len());
     match result {
         Ok(gguf) => {

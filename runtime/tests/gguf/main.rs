@@ -3,3 +3,5 @@
 mod bad;
 mod common;
 mod ok;
+#[path = "../common/peak.rs"]
+mod peak;

