@@ -23,6 +23,9 @@ use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
+/// The folder of packed files in [`places::home`].
+pub(crate) const FOLDER: &str = "packed";
+
 /// The way out when the cache folder is the trouble.
 const WAY_OUT: &str = "set LUTITE_HOME to another folder, or use --no-cache to pack in memory";
 
@@ -44,7 +47,7 @@ pub(crate) fn packed(source: &Path, bytes: &Bytes, how: &load::Packing) -> anyho
         return Ok(Bytes::new(pack(&packing(hash(bytes)?), &plan, None)?));
     }
     let home = places::home().with_context(|| format!("no folder to keep the packed model in; {WAY_OUT}"))?;
-    let folder = home.join("packed");
+    let folder = home.join(FOLDER);
     fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make the cache folder {}; {WAY_OUT}", folder.display()))?;
     let (hash, stamp) = source_hash(source, bytes, &folder)?;
@@ -177,7 +180,7 @@ pub(crate) fn pack(p: &Packing<'_>, plan: &Plan<'_>, path: Option<&Path>) -> any
 }
 
 /// Where the lock of a packed file is.
-fn lock_path(path: &Path) -> PathBuf {
+pub(crate) fn lock_path(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{}.lock", path.file_name().unwrap_or_default().to_string_lossy()))
 }
 
@@ -242,7 +245,8 @@ fn source_hash(source: &Path, bytes: &Bytes, folder: &Path) -> anyhow::Result<(u
     let full = fs::canonicalize(source).with_context(|| format!("cannot find {}", source.display()))?;
     let changed = fs::metadata(&full).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
     let changed = changed.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    let state = format!("{} {} {changed}", full.display(), bytes.len());
+    // The source has a line of its own, for `sources`.
+    let state = format!("{0} {1} {changed}\n{0}", full.display(), bytes.len());
     let path = folder.join(format!("{:016x}.hash", xxh3_64(full.as_os_str().as_encoded_bytes())));
     if let Ok(text) = fs::read_to_string(&path)
         && let Some((hash, of)) = text.split_once(' ')
@@ -253,6 +257,18 @@ fn source_hash(source: &Path, bytes: &Bytes, folder: &Path) -> anyhow::Result<(u
     }
     let hash = hash(bytes)?;
     Ok((hash, Some(Stamp { path, text: format!("{hash:016x} {state}") })))
+}
+
+/// The sources whose hashes are remembered in a folder of packed files: hash, path, and the stamp.
+pub(crate) fn sources(folder: &Path) -> Vec<(u64, PathBuf, PathBuf)> {
+    let stamps = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let read = |stamp: PathBuf| {
+        let text = fs::read_to_string(&stamp).ok()?;
+        let (hash, _) = text.split_once(' ')?;
+        let (_, source) = text.split_once('\n')?;
+        Some((u64::from_str_radix(hash, 16).ok()?, PathBuf::from(source), stamp))
+    };
+    stamps.filter(|stamp| stamp.extension().is_some_and(|e| e == "hash")).filter_map(read).collect()
 }
 
 /// xxh3-64, looking at Ctrl-C now and then: a large file on a slow disk takes minutes.

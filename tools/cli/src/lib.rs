@@ -9,7 +9,9 @@ mod bandwidth;
 mod cache;
 pub mod catalog;
 mod cmd;
+pub mod hub;
 pub mod interrupt;
+mod inventory;
 pub mod judge;
 mod load;
 pub mod places;
@@ -59,6 +61,9 @@ fn dispatch(verb: &Verb) -> anyhow::Result<()> {
         Verb::Chat(args) => cmd::chat::chat(args),
         Verb::Quantize(args) => cmd::quantize::quantize(args),
         Verb::Pull(args) => cmd::pull::pull(args),
+        Verb::List(args) => cmd::list::list(args),
+        Verb::Rm(args) => cmd::rm::rm(args),
+        Verb::Verify(args) => cmd::verify::verify(args),
         Verb::Inspect(args) => cmd::inspect::inspect(args),
         Verb::Bench(args) => cmd::bench::bench(args),
         Verb::Doctor(args) => cmd::doctor::doctor(args),

@@ -80,6 +80,18 @@ pub fn error(error: &anyhow::Error) {
     }
 }
 
+/// Asks the person; only a `y` is a yes. `None` where nobody can answer.
+#[must_use]
+pub fn confirm(question: &str) -> Option<bool> {
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return None;
+    }
+    let _ = write!(io::stderr(), "{question} [y/N] ");
+    let mut line = String::new();
+    let read = io::stdin().read_line(&mut line);
+    Some(read.is_ok() && matches!(line.trim(), "y" | "Y" | "yes"))
+}
+
 /// How far a long task is: a bar on a terminal, else now and then a plain line.
 #[derive(Debug)]
 pub struct Progress {

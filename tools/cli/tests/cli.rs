@@ -18,7 +18,7 @@ fn run(command: &mut Command) -> (Option<i32>, String, String) {
 #[test]
 fn usage_errors_are_2_and_go_to_stderr() {
     let home = tempfile::tempdir().unwrap();
-    for args in [&[][..], &["fly"], &["run", "--temp", "warm"], &["run", "--top-p", "0"], &["pull", "gpt5"]] {
+    for args in [&[][..], &["fly"], &["run", "--temp", "warm"], &["run", "--top-p", "0"], &["rm"]] {
         let (code, stdout, stderr) = run(&mut lutite(home.path(), args));
         assert_eq!((code, stdout.as_str()), (Some(2), ""), "{args:?}");
         assert!(!stderr.is_empty());

@@ -13,8 +13,9 @@ mod verbs;
 
 pub use shared::{Bits, CacheType, EngineArgs, Limit, ModelArgs, SamplingArgs, Seed};
 pub use verbs::{
-    BenchArgs, BenchFormat, ChatArgs, DoctorArgs, InspectArgs, KernelPath, KlArgs, Params, PerplexityArgs,
-    Protocol, PullArgs, QuantizeArgs, RunArgs, Synthetic, TalkArgs, TextArgs,
+    BenchArgs, BenchFormat, ChatArgs, DoctorArgs, InspectArgs, KernelPath, KlArgs, ListArgs, ListFormat,
+    Params, PerplexityArgs, Protocol, PullArgs, QuantizeArgs, RmArgs, RunArgs, Synthetic, TalkArgs, TextArgs,
+    VerifyArgs,
 };
 
 use crate::places;
@@ -44,8 +45,15 @@ pub enum Verb {
     Run(RunArgs),
     /// Talk
     Chat(ChatArgs),
-    /// Fetch a model of the catalog and print the path of its file
+    /// Fetch a model of the catalog or of a hub and print its path
     Pull(PullArgs),
+    /// Say which models are on this machine
+    #[command(visible_alias = "ls")]
+    List(ListArgs),
+    /// Remove models from this machine
+    Rm(RmArgs),
+    /// Hold models against their checksums
+    Verify(VerifyArgs),
     /// Write a packed model
     Quantize(QuantizeArgs),
     /// Say what is in a model file
@@ -68,12 +76,32 @@ impl Verb {
             Self::Run(_) => "run",
             Self::Chat(_) => "chat",
             Self::Pull(_) => "pull",
+            Self::List(_) => "list",
+            Self::Rm(_) => "rm",
+            Self::Verify(_) => "verify",
             Self::Quantize(_) => "quantize",
             Self::Inspect(_) => "inspect",
             Self::Perplexity(_) => "perplexity",
             Self::Kl(_) => "kl",
             Self::Bench(_) => "bench",
             Self::Doctor(_) => "doctor",
+        }
+    }
+
+    fn model_mut(&mut self) -> Option<&mut ModelArgs> {
+        match self {
+            Self::Run(args) => Some(&mut args.model),
+            Self::Chat(args) => Some(&mut args.model),
+            Self::Inspect(args) => Some(&mut args.model),
+            Self::Perplexity(args) => Some(&mut args.model),
+            Self::Kl(args) => Some(&mut args.model),
+            Self::Bench(args) => Some(&mut args.model),
+            Self::Pull(_)
+            | Self::List(_)
+            | Self::Rm(_)
+            | Self::Verify(_)
+            | Self::Quantize(_)
+            | Self::Doctor(_) => None,
         }
     }
 
@@ -91,10 +119,13 @@ impl Verb {
 /// Not clap's `conflicts_with`, for which a variable counts as given: `LUTITE_MODEL` would forbid naming a model.
 const EITHER: &[(&str, &str)] = &[
     ("name", "model"),
+    ("name", "hf-repo"),
+    ("model", "hf-repo"),
     ("prompt", "file"),
     ("base", "reference"),
     ("synthetic", "name"),
     ("synthetic", "model"),
+    ("synthetic", "hf-repo"),
 ];
 
 /// The definitions, with no variable and no configuration file looked at: for completions and manuals.
@@ -138,8 +169,17 @@ fn parse_with(argv: impl IntoIterator<Item = OsString>, defaults: &Defaults) -> 
         Verb::Run(args) if typed(given, "prompt") => args.file = None,
         Verb::Run(args) if typed(given, "file") => args.prompt = None,
         Verb::Kl(args) if typed(given, "reference") => args.base = None,
-        Verb::Bench(args) if typed(given, "name") || typed(given, "model") => args.synthetic = None,
+        Verb::Bench(args) if ["name", "model", "hf-repo"].into_iter().any(|id| typed(given, id)) => {
+            args.synthetic = None;
+        }
         _ => {}
+    }
+    if let Some(model) = verb.model_mut() {
+        match () {
+            () if typed(given, "hf-repo") => model.model = None,
+            () if typed(given, "name") || typed(given, "model") => model.hf_repo = None,
+            () => {}
+        }
     }
     let checked = match &verb {
         Verb::Perplexity(args) => args.check(),

@@ -1,6 +1,6 @@
 //! Flags that several verbs have.
 
-use crate::catalog;
+use crate::{catalog, hub};
 use clap::{Args, ValueEnum};
 use lutite_runtime::sample::{SampleError, Sampler, SamplerConfig};
 use std::hash::{BuildHasher, Hasher};
@@ -10,19 +10,32 @@ use std::str::FromStr;
 /// Which model.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// Model file, or a name of the catalog [default: smollm2]
-    #[arg(id = "name", value_name = "MODEL")]
+    /// A model file, a name of the catalog, or a model of a hub.
+    #[arg(
+        id = "name",
+        value_name = "MODEL",
+        help = "Model file, name of the catalog, or owner/repo[:quant] of a hub [default: smollm2]"
+    )]
     pub name: Option<String>,
     /// The same, as a flag
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<String>,
+    /// A model of a hub, never a file (-hf, -hfr)
+    #[arg(id = "hf-repo", long = "hf-repo", value_name = "OWNER/REPO[:QUANT]", value_parser = hub_name)]
+    pub hf_repo: Option<String>,
+}
+
+/// With the prefix that makes it a hub's name whatever files there are.
+fn hub_name(text: &str) -> Result<String, String> {
+    text.parse().map(|name: hub::Name| format!("{}{name}", hub::PREFIX))
 }
 
 impl ModelArgs {
-    /// What was named: a path or a name of the catalog.
+    /// What was named: a path, a name of the catalog or a model of a hub.
     #[must_use]
     pub fn named(&self) -> &str {
-        self.name.as_deref().or(self.model.as_deref()).unwrap_or(catalog::DEFAULT)
+        let named = self.name.as_deref().or(self.model.as_deref()).or(self.hf_repo.as_deref());
+        named.unwrap_or(catalog::DEFAULT)
     }
 }
 

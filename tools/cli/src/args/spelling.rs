@@ -2,8 +2,13 @@
 
 use std::ffi::OsString;
 
-const LONG_FORMS: &[(&str, &str)] =
-    &[("-ctk", "--cache-type-k"), ("-ctv", "--cache-type-v"), ("-sys", "--system")];
+const LONG_FORMS: &[(&str, &str)] = &[
+    ("-ctk", "--cache-type-k"),
+    ("-ctv", "--cache-type-v"),
+    ("-hf", "--hf-repo"),
+    ("-hfr", "--hf-repo"),
+    ("-sys", "--system"),
+];
 
 /// Replaces these flags, with or without `=VALUE`, by their long forms.
 ///

@@ -73,7 +73,16 @@ fn a_model_is_named_in_two_ways() {
     assert_eq!(verb!(Chat, parse_line("chat -m a.gguf")).model.named(), "a.gguf");
     assert_eq!(verb!(Chat, parse_line("chat")).model.named(), catalog::DEFAULT);
     assert_eq!(parse_line("run a.gguf -m b.gguf").unwrap_err().kind(), ErrorKind::ArgumentConflict);
-    assert_eq!(verb!(Pull, parse_line("pull")).entry.name, catalog::DEFAULT);
+    assert_eq!(verb!(Pull, parse_line("pull")).name, catalog::DEFAULT);
+    for spelling in ["-hf", "-hfr", "--hf-repo"] {
+        let run = verb!(Run, parse_line(&format!("run {spelling} o/r:Q4_0")));
+        assert_eq!(run.model.named(), "hf.co/o/r:Q4_0");
+    }
+    assert_eq!(parse_line("run -m a.gguf -hf o/r").unwrap_err().kind(), ErrorKind::ArgumentConflict);
+    // Of the typed and the one of the file, the typed.
+    assert_eq!(verb!(Run, with_file("model = 'm.gguf'", "run -hf o/r")).model.named(), "hf.co/o/r");
+    assert_eq!(verb!(Run, with_file("hf-repo = 'o/r'", "run -m m.gguf")).model.named(), "m.gguf");
+    assert_eq!(verb!(Run, with_file("hf-repo = 'o/r'", "run")).model.named(), "hf.co/o/r");
 }
 
 #[test]
@@ -118,7 +127,10 @@ fn usage_errors() {
         "run -b 0",
         "run -ctk q4_0",
         "chat -p hello",
-        "pull no-such-model",
+        "run -hf smollm2",
+        "run -hf o/r:../x",
+        "rm",
+        "list -o xml",
         "quantize a.gguf",
         "quantize a.gguf -o b.gguf --bits 9",
         "quantize a.gguf -o b.gguf --group 48",

@@ -1,7 +1,7 @@
 //! The flags of each verb.
 
 use super::{Bits, EngineArgs, Limit, ModelArgs, SamplingArgs};
-use crate::catalog::{self, CATALOG, Entry};
+use crate::catalog;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use std::num::NonZeroU32;
@@ -70,16 +70,66 @@ pub struct TalkArgs {
 
 /// `lutite pull`
 #[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Of a hub's repository comes the named GGUF file, or the one of the named quantization; without either \
+                  Q4_K_M, else Q8_0, else Q4_0, else the only one there is. A repository without GGUF gives its \
+                  safetensors, as does the word `safetensors` after the colon.\n\n\
+                  The hub is $HF_ENDPOINT (https://huggingface.co). Private and gated models need $HF_TOKEN. Files lie \
+                  where the official client has them: $HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub."
+)]
 pub struct PullArgs {
-    /// Name in the catalog
-    #[arg(value_name = "NAME", default_value = catalog::DEFAULT, value_parser = entry_parser())]
-    pub entry: &'static Entry,
+    /// A name of the catalog, or a model of a hub.
+    #[arg(
+        value_name = "NAME",
+        default_value = catalog::DEFAULT,
+        help = "Name in the catalog, or owner/repo[:file-or-quant][@revision] of a hub"
+    )]
+    pub name: String,
 }
 
-fn entry_parser() -> impl TypedValueParser<Value = &'static Entry> {
-    // The names come from the catalog itself, so each is found.
-    PossibleValuesParser::new(CATALOG.iter().map(|entry| entry.name))
-        .try_map(|name| catalog::find(&name).ok_or("not in the catalog"))
+/// `lutite list`
+#[derive(Args, Clone, Debug)]
+pub struct ListArgs {
+    /// Form of the list
+    #[arg(short, long, default_value = "table")]
+    pub output: ListFormat,
+}
+
+/// Form of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ListFormat {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// `lutite rm`
+#[derive(Args, Clone, Debug)]
+pub struct RmArgs {
+    /// What to remove, as `lutite list` names it
+    #[arg(value_name = "NAME", required_unless_present = "packed")]
+    pub names: Vec<String>,
+    /// All packed files; they are made again when they are needed
+    #[arg(long)]
+    pub packed: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Say what would be removed, and remove nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+}
+
+/// `lutite verify`
+#[derive(Args, Clone, Debug)]
+pub struct VerifyArgs {
+    /// What to check: names as `lutite list` has them, or files [default: all of the list]
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Threads [default: one for each big core]
+    #[arg(short, long, value_name = "N")]
+    pub threads: Option<NonZeroU32>,
 }
 
 /// `lutite quantize`

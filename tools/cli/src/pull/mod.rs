@@ -1,4 +1,4 @@
-//! Fetching a model of the catalog into the models folder.
+//! Finding a model by its name, and fetching one of the catalog into the models folder. ([`hub`] fetches the others.)
 //!
 //! The file appears under its name whole and checked, or not at all: everything happens in a folder of its own beside
 //! the models, and the last step is a rename. A lock keeps two pulls of one model apart. What was checked once is
@@ -10,7 +10,7 @@ mod tests;
 mod wheel;
 
 use crate::catalog::{self, CATALOG, Entry, Source};
-use crate::{interrupt, places, ui};
+use crate::{hub, interrupt, places, ui};
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
@@ -40,22 +40,63 @@ pub fn ensure(entry: &Entry, models: &Path, stop: &AtomicBool) -> anyhow::Result
     Pull { entry, models, stop, search_path: None }.ensure()
 }
 
-/// The file of a model that was named: by a name of the catalog, pulled if it is missing, or else by a path.
-///
-/// A name of the catalog means the same in every folder; a file that is called so is named as `./smollm2`.
+/// What a person can mean by the name of a model.
+#[derive(Clone, Debug)]
+pub enum Named {
+    /// An entry of the catalog. Its name means the same in every folder; a file that is called so is `./smollm2`.
+    Catalog(&'static Entry),
+    /// A model of a hub.
+    Hub(hub::Name),
+    /// A file or folder that is there.
+    Path(PathBuf),
+}
+
+impl Named {
+    /// What is meant: by a name of the catalog; with the prefix `hf.co/` a hub's; else a path that is there; else what has
+    /// the form of a hub's name.
+    ///
+    /// # Errors
+    /// If it is none of these.
+    pub fn find(named: &str) -> anyhow::Result<Self> {
+        if let Some(entry) = catalog::find(named) {
+            return Ok(Self::Catalog(entry));
+        }
+        let hub = named.parse::<hub::Name>();
+        if named.starts_with(hub::PREFIX) || named.starts_with("https://") {
+            return hub.map(Self::Hub).map_err(anyhow::Error::msg);
+        }
+        let path = PathBuf::from(named);
+        if path.try_exists().with_context(|| format!("cannot look at {named}"))? {
+            return Ok(Self::Path(path));
+        }
+        // A path that was mistyped has a slash as well; it should not be looked for elsewhere.
+        let is_file = |ext: &str| named.to_ascii_lowercase().ends_with(ext) && !named.contains(':');
+        match hub {
+            Ok(name) if ![".gguf", ".safetensors", ".bin", ".json"].into_iter().any(is_file) => {
+                Ok(Self::Hub(name))
+            }
+            _ => {
+                let names: Vec<&str> = CATALOG.iter().map(|entry| entry.name).collect();
+                bail!(
+                    "no model file {named}, and no such name in the catalog (it has: {}); \
+                     a model of a hub is named owner/repo or owner/repo:Q4_K_M",
+                    names.join(", ")
+                )
+            }
+        }
+    }
+}
+
+/// The file or folder of a model that was named, pulled if it is missing.
 ///
 /// # Errors
-/// As [`ensure`]; or if it is neither a name nor a path of anything.
+/// As [`ensure`] and [`Named::find`].
 pub fn locate(named: &str, stop: &AtomicBool) -> anyhow::Result<PathBuf> {
-    if let Some(entry) = catalog::find(named) {
-        return Ok(ensure(entry, &places::models()?, stop)?.path);
+    match Named::find(named)? {
+        Named::Catalog(entry) => Ok(ensure(entry, &places::models()?, stop)?.path),
+        Named::Hub(name) => Ok(hub::ensure(&name, false, stop)?.path),
+        Named::Path(path) => Ok(path),
     }
-    let path = PathBuf::from(named);
-    if !path.try_exists().with_context(|| format!("cannot look at {named}"))? {
-        let names: Vec<&str> = CATALOG.iter().map(|entry| entry.name).collect();
-        bail!("no model file {named}, and no such name in the catalog (it has: {})", names.join(", "));
-    }
-    Ok(path)
 }
 
 /// One pull.
@@ -68,7 +109,7 @@ struct Pull<'a> {
 }
 
 /// How often to look at a lock or at a process that runs.
-const POLL_EVERY: Duration = Duration::from_millis(100);
+pub(crate) const POLL_EVERY: Duration = Duration::from_millis(100);
 
 impl Pull<'_> {
     fn ensure(&self) -> anyhow::Result<Pulled> {
@@ -78,7 +119,8 @@ impl Pull<'_> {
         }
         fs::create_dir_all(self.models)
             .with_context(|| format!("cannot make the models folder {}", self.models.display()))?;
-        let _lock = self.lock()?;
+        let lock_path = self.models.join(format!(".{}.lock", self.entry.name));
+        let _lock = lock(&lock_path, self.entry.name, self.stop)?;
         // Another pull may have ended while this one waited.
         if self.stamp_fits(&path) || self.is_right(&path)? {
             return Ok(Pulled { path, fetched: false });
@@ -139,32 +181,8 @@ impl Pull<'_> {
         Ok(false)
     }
 
-    fn lock(&self) -> anyhow::Result<File> {
-        let path = self.models.join(format!(".{}.lock", self.entry.name));
-        let lock = File::create(&path).with_context(|| format!("cannot make the lock {}", path.display()))?;
-        let mut told = false;
-        loop {
-            match lock.try_lock() {
-                Ok(()) => return Ok(lock),
-                Err(TryLockError::WouldBlock) => {
-                    if !told {
-                        ui::note(format_args!("another pull of {} is running; waiting", self.entry.name));
-                        told = true;
-                    }
-                    interrupt::check(self.stop)?;
-                    std::thread::sleep(POLL_EVERY);
-                }
-                // Some network file systems have no locks; a lone pull is still safe.
-                Err(TryLockError::Error(error)) => {
-                    ui::warn(format_args!("no lock on {} ({error}); run one pull at a time", path.display()));
-                    return Ok(lock);
-                }
-            }
-        }
-    }
-
     fn stamp_path(&self) -> PathBuf {
-        self.models.join(format!(".{}.stamp", self.entry.file))
+        stamp_path(self.entry, self.models)
     }
 
     /// What the stamp says of a file that was found right: any change to the file changes this.
@@ -182,6 +200,35 @@ impl Pull<'_> {
     /// A stamp that cannot be written costs a check the next time, no more.
     fn write_stamp(&self, path: &Path) {
         let _ = self.stamp_of(path).and_then(|stamp| fs::write(self.stamp_path(), stamp));
+    }
+}
+
+/// Where it is remembered that an entry's file was found right.
+pub(crate) fn stamp_path(entry: &Entry, models: &Path) -> PathBuf {
+    models.join(format!(".{}.stamp", entry.file))
+}
+
+/// Waits until nobody else pulls `what`. The lock is gone with the value, and with the process.
+pub(crate) fn lock(path: &Path, what: &str, stop: &AtomicBool) -> anyhow::Result<File> {
+    let lock = File::create(path).with_context(|| format!("cannot make the lock {}", path.display()))?;
+    let mut told = false;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::WouldBlock) => {
+                if !told {
+                    ui::note(format_args!("another pull of {what} is running; waiting"));
+                    told = true;
+                }
+                interrupt::check(stop)?;
+                std::thread::sleep(POLL_EVERY);
+            }
+            // Some network file systems have no locks; a lone pull is still safe.
+            Err(TryLockError::Error(error)) => {
+                ui::warn(format_args!("no lock on {} ({error}); run one pull at a time", path.display()));
+                return Ok(lock);
+            }
+        }
     }
 }
 
@@ -207,7 +254,7 @@ impl io::Write for Hash {
 }
 
 /// Copies until the end, or until more than `most` bytes have come, which is an error.
-fn copy(
+pub(crate) fn copy(
     from: &mut impl Read,
     to: &mut impl io::Write,
     most: u64,
