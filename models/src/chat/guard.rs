@@ -378,23 +378,33 @@ fn before(meter: &Meter, name: &str, args: &[Value]) -> Result<(), Error> {
     }
 }
 
-/// `str.format` may pad to any width: no widths of more than three digits, and none that are computed. Of what stands in
-/// braces the engine takes a byte for a character.
+/// `str.format` may pad to any width, and the engine panics for some names in brackets. So: no numbers of more than three
+/// digits, and only fields of the form `{name:spec}`, read as the engine reads them.
 fn check_format(format: &Value) -> Result<(), Error> {
-    let (mut depth, mut digits) = (0usize, 0);
-    for c in format.as_str().unwrap_or_default().chars() {
-        match c {
-            '{' => depth += 1,
-            '}' => depth = depth.saturating_sub(1),
-            _ => {}
+    let mut rest = format.as_str().unwrap_or_default();
+    while let Some(at) = rest.find('{') {
+        let field = &rest[at + 1..];
+        // Two are a brace that is meant.
+        if let Some(after) = field.strip_prefix('{') {
+            rest = after;
+            continue;
         }
-        digits = if c.is_ascii_digit() && depth > 0 { digits + 1 } else { 0 };
-        if depth > 1 || digits > 3 {
-            return Err(refuse("the template formats with computed or very large widths"));
+        let name_end = field.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.'));
+        let (name, mut spec) = field.split_at(name_end.unwrap_or(field.len()));
+        if let Some(after) = spec.strip_prefix(':') {
+            let mut chars = after.chars();
+            let fill = chars.next().map_or(0, char::len_utf8);
+            // What fills may be a brace too.
+            spec = if matches!(chars.next(), Some('<' | '>' | '^')) { &after[fill..] } else { after };
         }
-        if depth > 0 && !c.is_ascii() {
-            return Err(refuse("the template formats a field whose name is not ASCII"));
+        let (spec, after) = spec.split_at(spec.find('}').unwrap_or(spec.len()));
+        let long = |text: &str| text.split(|c: char| !c.is_ascii_digit()).any(|number| number.len() > 3);
+        if long(name) || long(spec) || spec.contains(['[', '{']) {
+            return Err(refuse(
+                "the template formats with computed or very large widths, or by names in brackets",
+            ));
         }
+        rest = after.strip_prefix('}').unwrap_or(after);
     }
     Ok(())
 }

@@ -126,6 +126,10 @@ fn values_are_written_as_python_does() {
     assert_eq!(render("{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f('a') ~ f(1) }}").unwrap(), "[a][1]");
     assert_eq!(render("{{ '{}-{:>3}'.format('a', 'b') }}").unwrap(), "a-  b");
     assert_eq!(
+        render("{{ '{{}} 2024 [{}] {:\u{e9}>3} {:}^3}'.format('a', 'b', 'c') }}").unwrap(),
+        "{} 2024 [a] \u{e9}\u{e9}b }c}"
+    );
+    assert_eq!(
         render("{{ messages[-1].content[1:] }}{{ 'abc'[1] }}{{ [1, 2, 3][::-1] }}").unwrap(),
         "yeb[3, 2, 1]"
     );
@@ -194,6 +198,10 @@ fn hostile_templates_fail_fast() {
         "{{ '{:>99999999999}'.format('x') }}",
         "{{ '{:{}}'.format('x', 999999999) }}",
         "{{ '{a[\u{e9}]}'.format('x') }}",
+        "{{ '{a[}\u{e9}]}'.format(a={}) }}",
+        "{{ '{a[}]:>99999999}'.format(a={'}': 1}) }}",
+        "{{ '{:}>99999999}'.format('x') }}",
+        "{{ '{{{:>99999999}'.format('x') }}",
         "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
         "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}{% set ns = namespace(x='aaaaaaaa') %}{% for a in range(60) %}{% set ns.x = f(ns.x) %}{% endfor %}",
         "{% set ns = namespace(x='aaaaaaaa') %}{% for a in range(60) %}{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}{% endfor %}",
