@@ -2,42 +2,17 @@
 //! same logits, and they are close to those of the plain path. Needs `LUTITE_TEST_DATA`
 //! (tools/fetch-test-data.sh).
 
+mod common;
+
+use common::{Smollm2, smollm2};
 use lutite_kernels::isa::Isa;
 use lutite_kernels::ops::softmax::log_sum_exp;
 use lutite_models::{Model, OpenOptions, Path, Tokenizer, open};
-use lutite_quant::{PackJob, PackOptions, Plan, pack_in_memory};
 use lutite_runtime::decode::{Decoder, Logits};
 use lutite_runtime::kv::KvType;
-use lutite_runtime::os::map::Map;
 use lutite_runtime::sample::argmax;
 use lutite_runtime::store::{Bytes, Gguf};
-use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 use xxhash_rust::xxh3::Xxh3;
-
-/// SmolLM2, and its exact packing.
-fn smollm2() -> Option<(Bytes, Bytes)> {
-    let Some(dir) = std::env::var_os("LUTITE_TEST_DATA").map(PathBuf::from) else {
-        assert!(std::env::var_os("CI").is_none(), "LUTITE_TEST_DATA must be set in CI");
-        eprintln!("SKIPPED: LUTITE_TEST_DATA is not set (tools/fetch-test-data.sh fills a folder for it)");
-        return None;
-    };
-    let source = Bytes::new(Map::open(dir.join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap());
-    let gguf = Gguf::parse(&source).unwrap();
-    let plan = Plan::new(&gguf, &PackOptions::exact()).unwrap();
-    let cancel = AtomicBool::new(false);
-    let job = PackJob {
-        source: &gguf,
-        source_hash: 0,
-        imatrix: None,
-        measure: None,
-        threads: 2,
-        progress: &|_, _| {},
-        cancel: &cancel,
-    };
-    let packed = Bytes::new(pack_in_memory(&plan, &job).unwrap());
-    Some((source, packed))
-}
 
 fn load(bytes: &Bytes, isa: Isa, workers: usize, batch: usize) -> Model {
     let o = OpenOptions { workers, batch, context: Some(300), ..OpenOptions::new(isa) };
@@ -80,7 +55,7 @@ fn greedy(m: &mut Model, prompt: &[u32], n: usize) -> (Vec<u32>, u64) {
 /// Ten prompts, 200 greedy tokens each: the fast tier with one thread and with two, and the scalar tier.
 #[test]
 fn every_tier_and_thread_count_gives_equal_bits() {
-    let Some((_, packed)) = smollm2() else { return };
+    let Some(Smollm2 { packed, .. }) = smollm2() else { return };
     let tokenizer = Tokenizer::from_gguf(&Gguf::parse(&packed).unwrap()).unwrap();
     let n = 200;
     // The same batch everywhere: the hash covers the last logits of each step.
@@ -111,7 +86,7 @@ fn every_tier_and_thread_count_gives_equal_bits() {
 /// More workers than cores, and batches of other sizes, on a shorter run.
 #[test]
 fn batches_and_more_workers_give_equal_bits() {
-    let Some((_, packed)) = smollm2() else { return };
+    let Some(Smollm2 { packed, .. }) = smollm2() else { return };
     let tokenizer = Tokenizer::from_gguf(&Gguf::parse(&packed).unwrap()).unwrap();
     let ids = tokenizer.encode(PROMPTS[1], true, false);
     let all = |workers, batch: usize| {
@@ -131,7 +106,7 @@ fn batches_and_more_workers_give_equal_bits() {
 /// Teacher-forced on text of the repository: mean KL below 1e-3, top-1 agreement of 98 % or more.
 #[test]
 fn tables_stay_close_to_plain_weights() {
-    let Some((source, packed)) = smollm2() else { return };
+    let Some(Smollm2 { source, packed, .. }) = smollm2() else { return };
     let tokenizer = Tokenizer::from_gguf(&Gguf::parse(&packed).unwrap()).unwrap();
     let text = include_str!("../../../LICENSE-APACHE");
     let ids = tokenizer.encode(text, true, false);

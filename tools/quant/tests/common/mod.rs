@@ -1,0 +1,40 @@
+//! The real model that tests of several targets use.
+
+use lutite_quant::{PackJob, PackOptions, Plan, pack_in_memory};
+use lutite_runtime::os::map::Map;
+use lutite_runtime::store::{Bytes, Gguf};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+/// A model's file, its bytes, and its exact packing.
+pub(crate) struct Smollm2 {
+    #[allow(dead_code, reason = "not all targets name the file")]
+    pub(crate) path: PathBuf,
+    #[allow(dead_code, reason = "nor read it")]
+    pub(crate) source: Bytes,
+    pub(crate) packed: Bytes,
+}
+
+/// SmolLM2 from `LUTITE_TEST_DATA`; without the variable `None`, or in CI a panic.
+pub(crate) fn smollm2() -> Option<Smollm2> {
+    let Some(dir) = std::env::var_os("LUTITE_TEST_DATA").map(PathBuf::from) else {
+        assert!(std::env::var_os("CI").is_none(), "LUTITE_TEST_DATA must be set in CI");
+        eprintln!("SKIPPED: LUTITE_TEST_DATA is not set (tools/fetch-test-data.sh fills a folder for it)");
+        return None;
+    };
+    let path = dir.join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    let source = Bytes::new(Map::open(&path).unwrap());
+    let gguf = Gguf::parse(&source).unwrap();
+    let plan = Plan::new(&gguf, &PackOptions::exact()).unwrap();
+    let job = PackJob {
+        source: &gguf,
+        source_hash: 0,
+        imatrix: None,
+        measure: None,
+        threads: 2,
+        progress: &|_, _| {},
+        cancel: &AtomicBool::new(false),
+    };
+    let packed = Bytes::new(pack_in_memory(&plan, &job).unwrap());
+    Some(Smollm2 { path, source, packed })
+}
