@@ -214,7 +214,8 @@ fn place<'a>(
     count: usize,
 ) -> Result<()> {
     let at = id as usize;
-    let shown = || text.chars().take(40).collect::<String>();
+    let short = |text: &str| text.chars().take(40).collect::<String>();
+    let shown = || short(&text);
     if u64::from(id) >= rows {
         let why = format!(
             "token {:?} has the id {id}, but config.json's vocab_size is {rows}; they are of different models",
@@ -232,7 +233,8 @@ fn place<'a>(
         tokens.resize(at + 1, Cow::Borrowed(""));
     }
     if !tokens[at].is_empty() && tokens[at] != text {
-        let why = format!("tokens {:?} and {:?} have the same id, {id}; fetch it again", tokens[at], shown());
+        let first = short(&tokens[at]);
+        let why = format!("tokens {first:?} and {:?} have the same id, {id}; fetch it again", shown());
         return Err(fault(FILE, why));
     }
     tokens[at] = text;
