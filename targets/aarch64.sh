@@ -4,7 +4,7 @@
 #        aarch64.sh CARGO-SUBCOMMAND [ARGS]    for example: QEMU_CPU=cortex-a53 targets/aarch64.sh test -p lutite-kernels
 set -euo pipefail
 
-packages=(rustc-web libstd-rust-web-dev:arm64 rust-web-clippy gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
+packages=(rustc-web libstd-rust-web-dev:arm64 cargo-web rust-web-clippy gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
 missing() {
     local p
     for p in "${packages[@]}"; do

@@ -414,7 +414,7 @@ impl<L: Level> Simd for Neon<L> {
     }
     #[inline(always)]
     fn prefetch(self, at: &[u8], ahead: usize) {
-        let at = at.as_ptr().wrapping_add(ahead);
+        let at = at.as_ptr().addr().wrapping_add(ahead);
         // SAFETY: a prefetch never faults, so the address may lie outside of the slice.
         unsafe { asm!("prfm pldl1keep, [{0}]", in(reg) at, options(nomem, nostack, preserves_flags)) };
     }
