@@ -75,6 +75,29 @@ fn a_model_of_the_hub_is_pulled_and_run_and_removed() {
     holds(&fails(&mut home.lutite(&["rm", "o/r", "-y"])), &["o/r is not on this machine"]);
 }
 
+/// A repository of safetensors becomes a folder, which runs, packed under its sources' hash, and says what the same
+/// weights say in GGUF.
+#[test]
+fn a_folder_of_the_hub_is_pulled_and_run_and_removed() {
+    let files = ["config.json", "model.safetensors", "tokenizer.json"]
+        .map(|name| (name, edit::reference(&format!("stories260K/{name}"))));
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (*name, &bytes[..])).collect();
+    let hub = Hub::good(&files);
+    let home = Home::at(&hub);
+    let answer = run(&home, &["-hf", "o/r"]);
+    fs::write(home.path("twin.gguf"), edit::reference("stories260K-f32.gguf")).unwrap();
+    assert_eq!(answer, run(&home, &["twin.gguf"]));
+    assert_eq!(answer, run(&home, &["-m", "o/r"]));
+    let all = list(&home);
+    assert!(
+        all["models"].as_array().unwrap().iter().any(|m| m["packed_from"] == serde_json::json!(["o/r"])),
+        "{all}"
+    );
+    holds(&works(&mut home.lutite(&["verify"])).0, &["ok       o/r"]);
+    works(&mut home.lutite(&["rm", "o/r", "-y"]));
+    assert!(!names(&home).iter().any(|name| name.contains("o/r")), "{:?}", names(&home));
+}
+
 #[test]
 fn blobs_stay_as_long_as_a_snapshot_has_them() {
     let (_, home) = models();
