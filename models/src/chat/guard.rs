@@ -71,6 +71,10 @@ impl Meter {
         if depth == MAX_DEPTH {
             return Err(refuse("the template nests values too deep"));
         }
+        // A macro holds what it has seen, to any depth, and does not show it.
+        if value.as_object().is_some_and(|object| object.type_name().ends_with("::Macro")) {
+            return Err(refuse("the template takes a macro for a value"));
+        }
         let mut bytes = 8;
         match value.kind() {
             ValueKind::Seq | ValueKind::Iterable => {
@@ -114,7 +118,10 @@ impl Meter {
     /// other, and walking twenty thousand of them overflows the stack.
     fn settle(&self, made: Value) -> Result<Value, Error> {
         if made.kind() == ValueKind::Iterable {
-            return self.collect(&made).map(Value::from);
+            let made = Value::from(self.collect(&made)?);
+            // `zip` puts its values one deeper.
+            self.weigh(&made, 0)?;
+            return Ok(made);
         }
         self.pay_flat(&made)?;
         Ok(made)
@@ -192,6 +199,7 @@ fn is_plain(token: Option<&Token<'_>>) -> bool {
 /// Exchanges the instructions that need a meter for filters that have one.
 pub(super) fn rewrite(code: &mut Instructions<'_>) -> Result<(), Error> {
     meter_literals(code);
+    meter_namespaces(code);
     let mut at = 0;
     while let Some(instruction) = code.get_mut(at) {
         let count =
@@ -243,6 +251,25 @@ fn meter_literals(code: &mut Instructions<'_>) {
         code.add(Instruction::Jump(at + 1));
         if let Some(literal) = code.get_mut(at) {
             *literal = Instruction::Jump(aside);
+        }
+    }
+}
+
+/// A namespace takes any value, another namespace too: what is to be set is first looked through, behind the end.
+fn meter_namespaces(code: &mut Instructions<'_>) {
+    let end = (0..).take_while(|&at| code.get(at).is_some()).count() as u32;
+    for at in 0..end {
+        let Some(Instruction::SetAttr(name)) = code.get(at) else { continue };
+        let (name, line) =
+            (*name, code.get_line(at).and_then(|line| u16::try_from(line).ok()).unwrap_or_default());
+        // The namespace lies above the value.
+        let aside = code.add_with_line(Instruction::Swap, line);
+        code.add_with_line(Instruction::ApplyFilter("lutite_set", Some(1), !0), line);
+        code.add(Instruction::Swap);
+        code.add_with_line(Instruction::SetAttr(name), line);
+        code.add(Instruction::Jump(at + 1));
+        if let Some(set) = code.get_mut(at) {
+            *set = Instruction::Jump(aside);
         }
     }
 }
@@ -478,6 +505,8 @@ fn operators(env: &mut Environment<'_>, meter: &Meter) {
     });
     let m = meter.clone();
     env.add_filter("lutite_slice", move |a: &Value, b: &Value, c: &Value, d: &Value| slice(&m, a, [b, c, d]));
+    let m = meter.clone();
+    env.add_filter("lutite_set", move |value: &Value| m.weigh(value, 1).map(|_| value.clone()));
     let m = meter.clone();
     env.add_filter("lutite[]", move |items: Rest<Value>| -> Result<Value, Error> {
         let list = Value::from(items.0);

@@ -294,4 +294,22 @@ fn no_chain_of_values_overflows_the_stack() {
         // That it comes back is the point.
         let _ = render(&source);
     }
+    // Namespaces take any value, other namespaces too.
+    let error = render(
+        "{% set o = namespace(v=1) %}{% for a in range(20000) %}{% set n = namespace() %}{% set n.v = o.v %}{% set o.v = n %}\
+         {% endfor %}{{ o.v }}",
+    );
+    assert!(error.unwrap_err().to_string().contains("too deep"));
+    let error = render(
+        "{% set o = namespace(v=1) %}{% for a in range(5000) %}{% set p = o.v %}{% macro m() %}{{ p }}{% endmacro %}\
+         {% set o.v = m %}{% endfor %}",
+    );
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("macro"), "{error}");
+    for nested in ["ns.x|zip", "[1]|zip(ns.x)", "ns.x|map('zip')"] {
+        let error = render(&format!(
+            "{{% set ns = namespace(x=[[1], [2]]) %}}{{% for a in range(100) %}}{{% set ns.x = {nested} %}}{{% endfor %}}{{{{ 1 }}}}"
+        ));
+        assert!(error.unwrap_err().to_string().contains("too deep"), "{nested}");
+    }
 }
