@@ -11,6 +11,20 @@ const ROUNDS: usize = 3;
 /// Largest int8 that is used: the range is symmetric.
 const INT8_MAX: f64 = 127.0;
 
+/// The f16 nearest to `v`, ties to even, by one rounding. `f16::from_f64` rounds once or twice as the processor has it, so
+/// that files packed on two of them could differ.
+fn to_f16(v: f64) -> f16 {
+    let near = v as f32;
+    let (bits, back) = (near.to_bits(), f64::from(near));
+    // Rounding to odd first loses nothing that the second rounding needs (Boldo and Melquiond 2008).
+    let odd = match (bits & 1 == 1 || back == v || v.is_nan(), back.abs() > v.abs()) {
+        (true, _) => bits,
+        (false, true) => bits - 1,
+        (false, false) => bits + 1,
+    };
+    f16::from_f32(f32::from_bits(odd))
+}
+
 /// What a row's coefficients are rounded to.
 pub(super) enum Steps {
     /// The nearest f16.
@@ -28,7 +42,7 @@ impl Steps {
         let mut steps = [f16::ZERO; MAX_COEFS];
         for (k, step) in steps[..=Q].iter_mut().enumerate() {
             let largest = groups.iter().fold(0.0, |m: f64, c| m.max(c[k].abs()));
-            *step = f16::from_f64(largest / INT8_MAX).min(f16::MAX);
+            *step = to_f16(largest / INT8_MAX).min(f16::MAX);
             // A step that was rounded down is kept while 127 of it are nearer to the largest than 128 would be.
             // Among subnormals, or at 0, rounding loses more: take the next.
             if (INT8_MAX + 0.5) * step.to_f64() < largest && *step < f16::MAX {
@@ -41,7 +55,7 @@ impl Steps {
     /// The storable value nearest to coefficient `k` = `v`.
     fn round(&self, k: usize, v: f64) -> f64 {
         match self {
-            Steps::F16 => f16::from_f64(v).clamp(f16::MIN, f16::MAX).to_f64(),
+            Steps::F16 => to_f16(v).clamp(f16::MIN, f16::MAX).to_f64(),
             Steps::Int8(steps) => self.int8(k, v) * steps[k].to_f64(),
         }
     }
@@ -71,7 +85,7 @@ impl Steps {
     pub(super) fn write<const Q: usize>(&self, c: &Coefs, out: &mut Vec<u8>) {
         for k in (1..=Q).chain([0]) {
             match self {
-                Steps::F16 => out.extend_from_slice(&f16::from_f64(c[k]).to_le_bytes()),
+                Steps::F16 => out.extend_from_slice(&to_f16(c[k]).to_le_bytes()),
                 Steps::Int8(_) => out.push((self.int8(k, c[k]) as i8).cast_unsigned()),
             }
         }
@@ -136,4 +150,29 @@ pub(super) fn fit_stored<const Q: usize>(
         next = solver.optimum(&c);
     }
     best.1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against the definition: no other f16 is nearer, and of two that are as near the even one is taken.
+    #[test]
+    fn to_f16_rounds_once() {
+        for bits in 0..0x7bff {
+            let (low, high) = (f16::from_bits(bits), f16::from_bits(bits + 1));
+            let middle = (low.to_f64() + high.to_f64()) / 2.0;
+            let even = if bits % 2 == 0 { low } else { high };
+            let (below, above) = (middle.next_down(), middle.next_up());
+            for sign in [1.0, -1.0] {
+                let is = |v: f64, f: f16| assert_eq!(to_f16(sign * v).to_f64(), sign * f.to_f64(), "{v:e}");
+                is(low.to_f64(), low);
+                is(below, low);
+                is(middle, even);
+                is(above, high);
+            }
+        }
+        assert_eq!([to_f16(1e300), to_f16(-1e300)], [f16::INFINITY, f16::NEG_INFINITY]);
+        assert!(to_f16(f64::NAN).is_nan());
+    }
 }
