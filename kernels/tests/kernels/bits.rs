@@ -1,5 +1,5 @@
 //! One hash for each kernel over seeded inputs. Within a machine all tiers have to agree; the hashes are printed, so that
-//! machines of different architectures can be compared as well (`.ci/run bits`).
+//! machines of different architectures can be compared as well (`.ci/run aarch64`).
 
 use crate::common::{Matrix, Rng, kinds};
 use lutite_kernels::attention::{KvSlice, attend, to_f16};

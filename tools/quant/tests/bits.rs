@@ -1,5 +1,5 @@
 //! A short generation, packed and generated on this machine, as one hash: all tiers have to agree, and the hash is
-//! printed, so that machines of different architectures can be compared as well (`.ci/run bits`).
+//! printed, so that machines of different architectures can be compared as well (`.ci/run aarch64`).
 
 use lutite_kernels::isa::Isa;
 use lutite_models::{OpenOptions, Path, Tokenizer, open};
