@@ -26,11 +26,11 @@ enum Tier {
     Scalar(arch::Scalar),
     #[cfg(target_arch = "x86_64")]
     Avx2(arch::Avx2),
-    #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+    #[cfg(target_arch = "aarch64")]
     Neon(arch::Neon<arch::Base>),
-    #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+    #[cfg(target_arch = "aarch64")]
     NeonDot(arch::Neon<arch::Dot>),
-    #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+    #[cfg(target_arch = "aarch64")]
     NeonI8mm(arch::Neon<arch::I8mm>),
 }
 
@@ -51,7 +51,7 @@ impl Isa {
         let mut all = vec![Isa::scalar()];
         #[cfg(target_arch = "x86_64")]
         all.extend(arch::Avx2::detect().map(|t| Isa(Tier::Avx2(t))));
-        #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+        #[cfg(target_arch = "aarch64")]
         {
             all.extend(arch::Neon::detect().map(|t| Isa(Tier::Neon(t))));
             all.extend(arch::Neon::detect().map(|t| Isa(Tier::NeonDot(t))));
@@ -89,11 +89,11 @@ impl Isa {
             Tier::Scalar(_) => "scalar",
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(_) => "avx2",
-            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            #[cfg(target_arch = "aarch64")]
             Tier::Neon(_) => "neon",
-            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            #[cfg(target_arch = "aarch64")]
             Tier::NeonDot(_) => "neon-dot",
-            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            #[cfg(target_arch = "aarch64")]
             Tier::NeonI8mm(_) => "neon-i8mm",
         }
     }
@@ -105,7 +105,7 @@ impl Isa {
         let mut all = vec![("scalar", vec![])];
         #[cfg(target_arch = "x86_64")]
         all.push(("avx2", features!["avx2", "fma", "f16c", "bmi2"]));
-        #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+        #[cfg(target_arch = "aarch64")]
         all.extend([
             ("neon", features!["neon"]),
             ("neon-dot", features!["neon", "dotprod"]),
@@ -132,15 +132,15 @@ impl Isa {
             Tier::Scalar(t) => t.vectorize(k),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(t) => t.vectorize(k),
-            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            #[cfg(target_arch = "aarch64")]
             Tier::Neon(t) => t.vectorize(k),
-            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            #[cfg(target_arch = "aarch64")]
             Tier::NeonDot(t) if K::PRODUCTS => t.vectorize(k),
-            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            #[cfg(target_arch = "aarch64")]
             Tier::NeonDot(t) => t.base().vectorize(k),
-            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            #[cfg(target_arch = "aarch64")]
             Tier::NeonI8mm(t) if K::PRODUCTS => t.vectorize(k),
-            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            #[cfg(target_arch = "aarch64")]
             Tier::NeonI8mm(t) => t.base().vectorize(k),
         }
     }

@@ -2,13 +2,13 @@
 //! With `mem`, the only room of this crate that holds `unsafe`.
 #![allow(unsafe_code)]
 
-#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+#[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+#[cfg(target_arch = "aarch64")]
 pub(crate) use aarch64::neon::{Base, Dot, I8mm, Neon};
 pub(crate) use scalar::Scalar;
 #[cfg(target_arch = "x86_64")]

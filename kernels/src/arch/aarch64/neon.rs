@@ -9,11 +9,14 @@ use core::arch::aarch64::*;
 use core::arch::asm;
 use core::marker::PhantomData;
 
+// So on all targets with a standard library.
+const _: () = assert!(cfg!(target_feature = "neon"), "NEON has to be in the target's baseline");
+
 /// Wraps intrinsic calls.
 macro_rules! op {
     ($e:expr) => {
-        // SAFETY: this file is compiled only where NEON is in the target's baseline, and loads and stores get their
-        // pointer from an array reference of exactly the width they touch.
+        // SAFETY: NEON is in the target's baseline (asserted above), and loads and stores get their pointer from an
+        // array reference of exactly the width they touch.
         unsafe { $e }
     };
 }
@@ -108,7 +111,7 @@ impl Level for Base {
     type Products = Lanes;
 
     fn detected() -> bool {
-        true // the crate is compiled for aarch64 only where NEON is in the target's baseline
+        true // asserted at the head of this file
     }
     #[inline(always)]
     unsafe fn enter<K: Kernel>(s: Neon<Base>, k: K) -> K::Output {
