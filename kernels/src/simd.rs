@@ -2,7 +2,8 @@
 //!
 //! An implementor is a zero-size token that proves that its instruction set is there
 //! (`crate::arch`). Algorithms are generic over [`Simd`] and written once; `arch` files are thin.
-//! Two register shapes are enough: 8 floats ([`Simd::F`]) and "32 rows" (one byte, one 16-bit sum each).
+//! Two shapes are enough: 8 floats ([`Simd::F`]) and the 32 rows of a tile (one byte, one 16-bit sum, one float
+//! each; [`Simd::Rows`] are the floats).
 //!
 //! All methods must give equal bits on every implementor, NaN payloads excepted.
 
@@ -34,6 +35,8 @@ pub(crate) trait Simd: Copy {
     type Acc: Copy;
     /// 32 signed 16-bit sums, rows in order once converted to floats.
     type Sums: Copy;
+    /// 32 floats, one for each row of a tile, in order.
+    type Rows: Copy;
     /// The four running sums of the products of two rows of signed bytes with two others.
     type Products: Copy;
 
@@ -104,8 +107,21 @@ pub(crate) trait Simd: Copy {
     fn sums(self, acc: Self::Acc, bias: u16) -> Self::Sums;
     /// `2 * hi + lo` per row, wrapping.
     fn double_add(self, hi: Self::Sums, lo: Self::Sums) -> Self::Sums;
-    /// Rows `8 i .. 8 i + 8` as floats in element `i`.
-    fn sums_to_f32(self, s: Self::Sums) -> [Self::F; 4];
+    /// The sums of all rows, exactly widened.
+    fn sums_to_rows(self, s: Self::Sums) -> Self::Rows;
+
+    /// All rows `x`.
+    fn rows_splat(self, x: f32) -> Self::Rows;
+    /// 32 little-endian IEEE half floats, exactly widened.
+    fn rows_load_f16(self, x: &[u8; 2 * TILE]) -> Self::Rows;
+    /// 32 signed bytes, exactly widened.
+    fn rows_load_i8(self, x: &[u8; TILE]) -> Self::Rows;
+    /// 32 floats to memory.
+    fn rows_store(self, v: Self::Rows, out: &mut [f32; TILE]);
+    /// `a * b`
+    fn rows_mul(self, a: Self::Rows, b: Self::Rows) -> Self::Rows;
+    /// `a * b + c` with one rounding.
+    fn rows_fma(self, a: Self::Rows, b: Self::Rows, c: Self::Rows) -> Self::Rows;
 
     /// No products added yet.
     fn products_zero(self) -> Self::Products;

@@ -24,6 +24,7 @@ impl Simd for Scalar {
     type Tables = [u8; 32];
     type Acc = [u16; TILE];
     type Sums = [i16; TILE];
+    type Rows = [f32; TILE];
     type Products = [i32; 4];
 
     #[inline(always)]
@@ -130,7 +131,7 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     fn accumulate(self, mut acc: [u16; TILE], t: [u8; 32], w: &[u8; 32]) -> [u16; TILE] {
-        // Byte b belongs to row perm(b); the sums are kept in byte order until `sums_to_f32`.
+        // Byte b belongs to row perm(b); the sums are kept in byte order until `sums_to_rows`.
         for (a, b) in acc.iter_mut().zip(w) {
             *a = a
                 .wrapping_add(u16::from(t[usize::from(b & 15)]))
@@ -161,13 +162,33 @@ impl Simd for Scalar {
         core::array::from_fn(|i| hi[i].wrapping_shl(1).wrapping_add(lo[i]))
     }
     #[inline(always)]
-    fn sums_to_f32(self, s: [i16; TILE]) -> [F; 4] {
-        core::array::from_fn(|i| {
-            core::array::from_fn(|j| {
-                let row = 8 * i + j;
-                f32::from(s[2 * (row % 16) + row / 16])
-            })
-        })
+    fn sums_to_rows(self, s: [i16; TILE]) -> [f32; TILE] {
+        core::array::from_fn(|row| f32::from(s[2 * (row % 16) + row / 16]))
+    }
+
+    #[inline(always)]
+    fn rows_splat(self, x: f32) -> [f32; TILE] {
+        [x; TILE]
+    }
+    #[inline(always)]
+    fn rows_load_f16(self, x: &[u8; 2 * TILE]) -> [f32; TILE] {
+        core::array::from_fn(|i| f16::from_le_bytes([x[2 * i], x[2 * i + 1]]).to_f32())
+    }
+    #[inline(always)]
+    fn rows_load_i8(self, x: &[u8; TILE]) -> [f32; TILE] {
+        x.map(|x| f32::from(x.cast_signed()))
+    }
+    #[inline(always)]
+    fn rows_store(self, v: [f32; TILE], out: &mut [f32; TILE]) {
+        *out = v;
+    }
+    #[inline(always)]
+    fn rows_mul(self, a: [f32; TILE], b: [f32; TILE]) -> [f32; TILE] {
+        core::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    fn rows_fma(self, a: [f32; TILE], b: [f32; TILE], c: [f32; TILE]) -> [f32; TILE] {
+        core::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
 
     #[inline(always)]

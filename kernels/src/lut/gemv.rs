@@ -34,7 +34,7 @@ use crate::isa::Isa;
 use crate::pack::p32::TILE_ROWS;
 use crate::pack::params::SUPERBLOCK;
 use crate::pack::{MAX_PLANES, Packed, ParamKind};
-use crate::simd::{BIAS, FINE_BIAS, FINE_STEPS, Kernel, LANES, Simd};
+use crate::simd::{BIAS, FINE_BIAS, FINE_STEPS, Kernel, Simd};
 use core::marker::PhantomData;
 use core::ops::Range;
 
@@ -87,7 +87,7 @@ pub fn gemv(
 /// How a tile's sums follow from its planes and parameters.
 trait Sum {
     /// `LO + HI` planes, in passes of `LO` and `HI`.
-    fn tile<S: Simd, const LO: usize, const HI: usize>(s: S, tile: &Tile<'_>) -> [S::F; 4];
+    fn tile<S: Simd, const LO: usize, const HI: usize>(s: S, tile: &Tile<'_>) -> S::Rows;
 }
 
 struct Gemv<'a> {
@@ -126,11 +126,9 @@ impl<P: Sum, const LO: usize, const HI: usize> Kernel for Passes<'_, P, LO, HI> 
         let g = self.0;
         for (i, y) in g.y.chunks_mut(TILE_ROWS).enumerate() {
             let acc = P::tile::<S, LO, HI>(s, &Tile::new(g.w, g.t, g.first + i, g.first_use));
-            let mut out = [[0.0; LANES]; 4];
-            for (o, a) in out.iter_mut().zip(acc) {
-                s.store(a, o);
-            }
-            y.copy_from_slice(&out.as_flattened()[..y.len()]);
+            let mut out = [0.0; TILE_ROWS];
+            s.rows_store(acc, &mut out);
+            y.copy_from_slice(&out[..y.len()]);
         }
     }
 }
@@ -241,21 +239,18 @@ fn weighted<S: Simd, const Q: usize, const TOP: bool>(
     tile: &Tile<'_>,
     from: usize,
     pairs: Range<usize>,
-) -> [S::F; 4] {
+) -> S::Rows {
     let (sums, fine) = sums::<S, Q, 2, TOP>(s, tile, from, pairs);
     let mut a = sums[Q - 1];
     for p in (0..Q - 1).rev() {
         a = s.double_add(a, sums[p]);
     }
-    let mut a = s.sums_to_f32(a);
-    if TOP {
-        let fine = s.sums_to_f32(fine);
-        let step = s.splat((1u32 << Q) as f32 / (4.0 * FINE_STEPS));
-        for i in 0..4 {
-            a[i] = s.fma(fine[i], step, a[i]);
-        }
+    let a = s.sums_to_rows(a);
+    if !TOP {
+        return a;
     }
-    a
+    let step = (1u32 << Q) as f32 / (4.0 * FINE_STEPS);
+    s.rows_fma(s.sums_to_rows(fine), s.rows_splat(step), a)
 }
 
 /// The chunks of group `g`: pairs of tables, and half the chunk's scale.
@@ -271,23 +266,16 @@ fn chunks<'t>(tile: &Tile<'t>, g: usize) -> impl Iterator<Item = (Range<usize>, 
     })
 }
 
-/// Four vectors of 8 f16 parameters.
+/// The f16 parameter `k` of a tile's rows.
 #[inline(always)]
-fn halves<S: Simd>(s: S, bytes: &[u8]) -> [S::F; 4] {
-    let (b, _) = bytes.as_chunks::<16>();
-    [s.load_f16(&b[0]), s.load_f16(&b[1]), s.load_f16(&b[2]), s.load_f16(&b[3])]
+fn halves<S: Simd>(s: S, params: &[u8], k: usize) -> S::Rows {
+    s.rows_load_f16(&params.as_chunks().0[k])
 }
 
-/// Four vectors of 8 int8 parameters times their scales. The product of an int8 and a half is exact in f32.
+/// The int8 parameter `k` of a tile's rows times its scale. The product of an int8 and a half is exact in f32.
 #[inline(always)]
-fn scaled<S: Simd>(s: S, bytes: &[u8], scales: &[S::F; 4]) -> [S::F; 4] {
-    let (b, _) = bytes[..TILE_ROWS].as_chunks::<8>();
-    [
-        s.mul(s.load_i8(&b[0]), scales[0]),
-        s.mul(s.load_i8(&b[1]), scales[1]),
-        s.mul(s.load_i8(&b[2]), scales[2]),
-        s.mul(s.load_i8(&b[3]), scales[3]),
-    ]
+fn scaled<S: Simd>(s: S, params: &[u8], k: usize, scale: S::Rows) -> S::Rows {
+    s.rows_mul(s.rows_load_i8(&params.as_chunks().0[k]), scale)
 }
 
 /// The uniform kinds: `MIN` says that they have `m`, `INT8` that their coefficients are int8.
@@ -295,12 +283,12 @@ struct Uniform<const MIN: bool, const INT8: bool>;
 
 impl<const MIN: bool, const INT8: bool> Sum for Uniform<MIN, INT8> {
     #[inline(always)]
-    fn tile<S: Simd, const LO: usize, const HI: usize>(s: S, tile: &Tile<'_>) -> [S::F; 4] {
+    fn tile<S: Simd, const LO: usize, const HI: usize>(s: S, tile: &Tile<'_>) -> S::Rows {
         let middle = ((1u32 << (LO + HI)) - 1) as f32 * 0.5 - tile.center;
-        let mut acc = [s.splat(0.0); 4];
+        let mut acc = s.rows_splat(0.0);
         for (g, params) in tile.params.chunks_exact(tile.group_params).enumerate() {
             let x = tile.scales[g * tile.per_group];
-            let mut t = [s.splat(middle * x); 4];
+            let mut t = s.rows_splat(middle * x);
             for (pairs, half) in chunks(tile, g) {
                 // Matches on constants: only the arms in use are compiled in.
                 let mut a = match HI {
@@ -314,33 +302,18 @@ impl<const MIN: bool, const INT8: bool> Sum for Uniform<MIN, INT8> {
                     _ => Some(weighted::<S, 4, true>(s, tile, LO, pairs)),
                 };
                 if let Some(high) = high {
-                    for i in 0..4 {
-                        a[i] = s.fma(high[i], s.splat((1u32 << LO) as f32), a[i]);
-                    }
+                    a = s.rows_fma(high, s.rows_splat((1u32 << LO) as f32), a);
                 }
-                for i in 0..4 {
-                    t[i] = s.fma(a[i], s.splat(half), t[i]);
-                }
+                t = s.rows_fma(a, s.rows_splat(half), t);
             }
-            let scales = match INT8 {
-                true => &tile.row_scales[g / tile.super_groups * (1 + usize::from(MIN)) * 2 * TILE_ROWS..],
-                false => &[][..],
+            let block = g / tile.super_groups * (1 + usize::from(MIN));
+            let coefficient = |k| match INT8 {
+                true => scaled(s, params, k, halves(s, tile.row_scales, block + k)),
+                false => halves(s, params, k),
             };
-            let d = match INT8 {
-                true => scaled(s, params, &halves(s, scales)),
-                false => halves(s, params),
-            };
-            for i in 0..4 {
-                acc[i] = s.fma(d[i], t[i], acc[i]);
-            }
+            acc = s.rows_fma(coefficient(0), t, acc);
             if MIN {
-                let m = match INT8 {
-                    true => scaled(s, &params[TILE_ROWS..], &halves(s, &scales[2 * TILE_ROWS..])),
-                    false => halves(s, &params[2 * TILE_ROWS..]),
-                };
-                for i in 0..4 {
-                    acc[i] = s.fma(m[i], s.splat(x), acc[i]);
-                }
+                acc = s.rows_fma(coefficient(1), s.rows_splat(x), acc);
             }
         }
         acc
@@ -352,12 +325,12 @@ struct Hlq<const INT8: bool>;
 
 impl<const INT8: bool> Sum for Hlq<INT8> {
     #[inline(always)]
-    fn tile<S: Simd, const LO: usize, const HI: usize>(s: S, tile: &Tile<'_>) -> [S::F; 4] {
-        let mut row_scales = [[s.splat(1.0); 4]; MAX_PLANES + 1];
-        for (k, b) in tile.row_scales.chunks_exact(2 * TILE_ROWS).enumerate() {
-            row_scales[k] = halves(s, b);
+    fn tile<S: Simd, const LO: usize, const HI: usize>(s: S, tile: &Tile<'_>) -> S::Rows {
+        let mut row_scales = [s.rows_splat(1.0); MAX_PLANES + 1];
+        for (k, b) in tile.row_scales.as_chunks().0.iter().enumerate() {
+            row_scales[k] = s.rows_load_f16(b);
         }
-        let mut acc = [s.splat(0.0); 4];
+        let mut acc = s.rows_splat(0.0);
         for (g, params) in tile.params.chunks_exact(tile.group_params).enumerate() {
             let x = tile.scales[g * tile.per_group];
             let c = Coefficients::<'_, S, INT8> { s, params, row_scales: &row_scales };
@@ -368,10 +341,7 @@ impl<const INT8: bool> Sum for Hlq<INT8> {
                 3 => hlq_pass::<S, 3, INT8>(s, tile, g, LO, &c, &mut acc),
                 _ => hlq_pass::<S, 4, INT8>(s, tile, g, LO, &c, &mut acc),
             }
-            let z = c.get(LO + HI);
-            for i in 0..4 {
-                acc[i] = s.fma(z[i], s.splat(x), acc[i]);
-            }
+            acc = s.rows_fma(c.get(LO + HI), s.rows_splat(x), acc);
         }
         acc
     }
@@ -385,24 +355,18 @@ fn hlq_pass<S: Simd, const Q: usize, const INT8: bool>(
     g: usize,
     from: usize,
     c: &Coefficients<'_, S, INT8>,
-    acc: &mut [S::F; 4],
+    acc: &mut S::Rows,
 ) {
     let x = tile.scales[g * tile.per_group];
-    let mut t = [[s.splat(0.5 * x); 4]; Q];
+    let mut t = [s.rows_splat(0.5 * x); Q];
     for (pairs, half) in chunks(tile, g) {
         let (a, _) = sums::<S, Q, 1, false>(s, tile, from, pairs);
         for p in 0..Q {
-            let a = s.sums_to_f32(a[p]);
-            for i in 0..4 {
-                t[p][i] = s.fma(a[i], s.splat(half), t[p][i]);
-            }
+            t[p] = s.rows_fma(s.sums_to_rows(a[p]), s.rows_splat(half), t[p]);
         }
     }
     for p in 0..Q {
-        let k = c.get(from + p);
-        for i in 0..4 {
-            acc[i] = s.fma(k[i], t[p][i], acc[i]);
-        }
+        *acc = s.rows_fma(c.get(from + p), t[p], *acc);
     }
 }
 
@@ -410,17 +374,16 @@ fn hlq_pass<S: Simd, const Q: usize, const INT8: bool>(
 struct Coefficients<'a, S: Simd, const INT8: bool> {
     s: S,
     params: &'a [u8],
-    row_scales: &'a [[S::F; 4]; MAX_PLANES + 1],
+    row_scales: &'a [S::Rows; MAX_PLANES + 1],
 }
 
 impl<S: Simd, const INT8: bool> Coefficients<'_, S, INT8> {
     /// Coefficient `k` of the tile's 32 rows.
     #[inline(always)]
-    fn get(&self, k: usize) -> [S::F; 4] {
-        let s = self.s;
-        if !INT8 {
-            return halves(s, &self.params[k * 2 * TILE_ROWS..(k + 1) * 2 * TILE_ROWS]);
+    fn get(&self, k: usize) -> S::Rows {
+        match INT8 {
+            true => scaled(self.s, self.params, k, self.row_scales[k]),
+            false => halves(self.s, self.params, k),
         }
-        scaled(s, &self.params[k * TILE_ROWS..], &self.row_scales[k])
     }
 }

@@ -4,7 +4,7 @@
 //! `sdot` and `smmla` have no stable intrinsics yet (rust-lang/rust 117224 and 117223), and neither has the conversion
 //! of half floats (136306), though it is part of NEON's baseline: one line of assembly each.
 
-use crate::simd::{BIAS, FINE_BIAS, FINE_STEPS, Kernel, LANES, Simd};
+use crate::simd::{BIAS, FINE_BIAS, FINE_STEPS, Kernel, LANES, Simd, TILE};
 use core::arch::aarch64::*;
 use core::arch::asm;
 use core::marker::PhantomData;
@@ -239,6 +239,12 @@ fn widen_f16(x: uint16x4_t) -> float32x4_t {
     out
 }
 
+/// 8 integers as floats.
+#[inline(always)]
+fn widen_i16(x: int16x8_t) -> F {
+    op!(F { lo: vcvtq_f32_s32(vmovl_s16(vget_low_s16(x))), hi: vcvtq_f32_s32(vmovl_high_s16(x)) })
+}
+
 /// Rounds 4 floats to half floats, ties to even (the rounding mode that programs start with).
 #[inline(always)]
 fn narrow_f16(x: float32x4_t) -> uint16x4_t {
@@ -280,6 +286,7 @@ impl<L: Level> Simd for Neon<L> {
     type Acc = [uint16x8_t; 4];
     /// In the order of bytes.
     type Sums = [int16x8_t; 4];
+    type Rows = [F; 4];
     type Products = L::Products;
 
     #[inline(always)]
@@ -328,10 +335,7 @@ impl<L: Level> Simd for Neon<L> {
     }
     #[inline(always)]
     fn load_i8(self, x: &[u8; 8]) -> F {
-        op!({
-            let w = vmovl_s8(vreinterpret_s8_u8(vld1_u8(x.as_ptr())));
-            F { lo: vcvtq_f32_s32(vmovl_s16(vget_low_s16(w))), hi: vcvtq_f32_s32(vmovl_high_s16(w)) }
-        })
+        widen_i16(op!(vmovl_s8(vreinterpret_s8_u8(vld1_u8(x.as_ptr())))))
     }
     #[inline(always)]
     fn add(self, a: F, b: F) -> F {
@@ -479,18 +483,51 @@ impl<L: Level> Simd for Neon<L> {
         lo
     }
     #[inline(always)]
-    fn sums_to_f32(self, s: Self::Sums) -> [F; 4] {
+    fn sums_to_rows(self, s: Self::Sums) -> [F; 4] {
         op!({
-            let float =
-                |r| F { lo: vcvtq_f32_s32(vmovl_s16(vget_low_s16(r))), hi: vcvtq_f32_s32(vmovl_high_s16(r)) };
             // Even bytes are rows 0 to 15, odd ones rows 16 to 31 (`pack::p32`).
             [
-                float(vuzp1q_s16(s[0], s[1])),
-                float(vuzp1q_s16(s[2], s[3])),
-                float(vuzp2q_s16(s[0], s[1])),
-                float(vuzp2q_s16(s[2], s[3])),
+                widen_i16(vuzp1q_s16(s[0], s[1])),
+                widen_i16(vuzp1q_s16(s[2], s[3])),
+                widen_i16(vuzp2q_s16(s[0], s[1])),
+                widen_i16(vuzp2q_s16(s[2], s[3])),
             ]
         })
+    }
+
+    #[inline(always)]
+    fn rows_splat(self, x: f32) -> Self::Rows {
+        [self.splat(x); 4]
+    }
+    #[inline(always)]
+    fn rows_load_f16(self, x: &[u8; 2 * TILE]) -> Self::Rows {
+        let (x, _) = x.as_chunks();
+        [self.load_f16(&x[0]), self.load_f16(&x[1]), self.load_f16(&x[2]), self.load_f16(&x[3])]
+    }
+    #[inline(always)]
+    fn rows_load_i8(self, x: &[u8; TILE]) -> Self::Rows {
+        let (x, _) = x.as_chunks();
+        [self.load_i8(&x[0]), self.load_i8(&x[1]), self.load_i8(&x[2]), self.load_i8(&x[3])]
+    }
+    #[inline(always)]
+    fn rows_store(self, v: Self::Rows, out: &mut [f32; TILE]) {
+        for (out, v) in out.as_chunks_mut().0.iter_mut().zip(v) {
+            self.store(v, out);
+        }
+    }
+    #[inline(always)]
+    fn rows_mul(self, mut a: Self::Rows, b: Self::Rows) -> Self::Rows {
+        for i in 0..4 {
+            a[i] = self.mul(a[i], b[i]);
+        }
+        a
+    }
+    #[inline(always)]
+    fn rows_fma(self, a: Self::Rows, b: Self::Rows, mut c: Self::Rows) -> Self::Rows {
+        for i in 0..4 {
+            c[i] = self.fma(a[i], b[i], c[i]);
+        }
+        c
     }
 
     #[inline(always)]

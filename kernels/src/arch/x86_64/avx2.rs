@@ -1,6 +1,6 @@
 //! AVX2 + FMA + F16C + BMI2: every x86-64 core since Haswell (2013) and Zen (2017).
 
-use crate::simd::{BIAS, FINE_BIAS, FINE_STEPS, Kernel, LANES, Simd};
+use crate::simd::{BIAS, FINE_BIAS, FINE_STEPS, Kernel, LANES, Simd, TILE};
 use core::arch::x86_64::*;
 
 /// Proof that the processor has AVX2, FMA, F16C and BMI2: only [`Avx2::detect`] makes one.
@@ -87,6 +87,7 @@ impl Simd for Avx2 {
     type Tables = (__m256i, __m256i);
     type Acc = Acc;
     type Sums = Sums;
+    type Rows = [__m256; 4];
     /// 8 lanes for each of the four.
     type Products = [__m256i; 4];
 
@@ -280,7 +281,7 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
-    fn sums_to_f32(self, s: Sums) -> [__m256; 4] {
+    fn sums_to_rows(self, s: Sums) -> [__m256; 4] {
         op!({
             [
                 _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(s.even))),
@@ -289,6 +290,41 @@ impl Simd for Avx2 {
                 _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm256_extracti128_si256::<1>(s.odd))),
             ]
         })
+    }
+
+    #[inline(always)]
+    fn rows_splat(self, x: f32) -> Self::Rows {
+        [self.splat(x); 4]
+    }
+    #[inline(always)]
+    fn rows_load_f16(self, x: &[u8; 2 * TILE]) -> Self::Rows {
+        let (x, _) = x.as_chunks();
+        [self.load_f16(&x[0]), self.load_f16(&x[1]), self.load_f16(&x[2]), self.load_f16(&x[3])]
+    }
+    #[inline(always)]
+    fn rows_load_i8(self, x: &[u8; TILE]) -> Self::Rows {
+        let (x, _) = x.as_chunks();
+        [self.load_i8(&x[0]), self.load_i8(&x[1]), self.load_i8(&x[2]), self.load_i8(&x[3])]
+    }
+    #[inline(always)]
+    fn rows_store(self, v: Self::Rows, out: &mut [f32; TILE]) {
+        for (out, v) in out.as_chunks_mut().0.iter_mut().zip(v) {
+            self.store(v, out);
+        }
+    }
+    #[inline(always)]
+    fn rows_mul(self, mut a: Self::Rows, b: Self::Rows) -> Self::Rows {
+        for i in 0..4 {
+            a[i] = self.mul(a[i], b[i]);
+        }
+        a
+    }
+    #[inline(always)]
+    fn rows_fma(self, a: Self::Rows, b: Self::Rows, mut c: Self::Rows) -> Self::Rows {
+        for i in 0..4 {
+            c[i] = self.fma(a[i], b[i], c[i]);
+        }
+        c
     }
 
     #[inline(always)]
