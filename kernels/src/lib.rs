@@ -1,9 +1,8 @@
-//! Compute on slices for low-bit language models: packing of bit planes, look-up-table GEMV,
-//! attention, norms and activations. No files, no threads, no allocation in hot paths.
+//! Compute on slices for low-bit language models: packed weights, multiplication by look-up tables and by integer
+//! products, attention, norms and activations. No files, no threads, no allocation in hot paths.
 //!
 //! Read in this order: [`isa`] (which instruction set runs), `simd` (the small set of vector
-//! operations every algorithm is written over), [`pack`] (layout P32), [`lut`] (the kernels), then
-//! [`ops`] and [`attention`]. [`mod@reference`] is the slow, obvious twin that tests hold everything to.
+//! operations every algorithm is written over), [`pack`] (layouts), [`lut`] and [`dot`] (the kernels), then [`ops`] and [`attention`]. [`mod@reference`] is the slow, obvious twin that tests hold everything to.
 //!
 //! # Bit contract
 //! Every function here gives the same bits on every [`isa::Isa`]. Integer sums do not depend on
@@ -14,9 +13,9 @@
 
 mod arch;
 pub mod attention;
+pub mod dot;
 mod error;
 pub mod ggml;
-pub mod int8;
 pub mod isa;
 pub mod lut;
 mod mem;

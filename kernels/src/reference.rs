@@ -2,7 +2,7 @@
 //! the meaning of the formats. Tests hold every tier to these.
 
 use crate::error::Result;
-use crate::pack::{Packed, ParamKind, p32};
+use crate::pack::Packed;
 
 /// `y[r] = sum over c of w[r][c] x[c]` in f64 over the dequantized weights: what the numbers mean.
 ///
@@ -19,79 +19,72 @@ pub fn gemv_f64(w: &Packed<'_>, x: &[f32]) -> Result<Vec<f64>> {
 }
 
 /// The table arithmetic of [`crate::lut`], one row and one bit at a time: equal in bits to every tier.
-/// `x` has `w`'s columns.
+/// `x` has the columns of `w`, which is of an HLQ kind.
 pub fn gemv_lut(w: &Packed<'_>, x: &[f32]) -> Vec<f32> {
-    let shape = w.shape();
-    let planes = w.planes().len();
-    let mut codes = vec![0u8; shape.cols];
-    (0..shape.rows)
+    rows(w, x, |acc, r, g, x, codes| {
+        let (planes, sum) = (w.planes(), lane_sum(x));
+        let mut acc = acc;
+        for p in 0..planes {
+            let mut t = 0.5 * sum;
+            for (x, c) in x.chunks(64).zip(codes.chunks(64)) {
+                let (inv, delta) = table_scale(x);
+                let a: i32 = x.chunks(4).zip(c.chunks(4)).map(|(x, c)| entry(x, c, p, inv)).sum();
+                t = (a as f32).mul_add(0.5 * delta, t);
+            }
+            acc = w.coefficient(r, g, p).mul_add(t, acc);
+        }
+        w.coefficient(r, g, planes).mul_add(sum, acc)
+    })
+}
+
+/// The integer arithmetic of [`crate::dot`], one weight at a time: equal in bits to every tier. `x` has the columns of
+/// `w`, which is of a uniform kind.
+pub fn product(w: &Packed<'_>, x: &[f32]) -> Vec<f32> {
+    // 32 columns share a scale, also where a group has only 16.
+    let delta: Vec<f32> = x.chunks(32).map(|x| dot_scale(x).1).collect();
+    let whole: Vec<i32> =
+        x.chunks(32).flat_map(|x| x.iter().map(|v| (v * dot_scale(x).0).round_ties_even() as i32)).collect();
+    let center = w.kind().center().map_or(1 << (w.planes() - 1), i32::from);
+    let step = w.group().min(32);
+    rows(w, x, |mut acc, r, g, _, codes| {
+        let (d, from) = (w.coefficient(r, g, 0), g * w.group());
+        for (i, codes) in codes.chunks(step).enumerate() {
+            let at = from + i * step;
+            let a: i32 = codes.iter().zip(&whole[at..]).map(|(c, a)| (i32::from(*c) - center) * a).sum();
+            acc = d.mul_add(a as f32 * delta[at / 32], acc);
+            if w.kind().center().is_none() {
+                let m = (center as f32).mul_add(d, w.coefficient(r, g, 1));
+                let sixteens = x[at..at + codes.len()].chunks(16).map(lane_sum);
+                acc = m.mul_add(sixteens.fold(0.0, |sum, x| sum + x), acc);
+            }
+        }
+        acc
+    })
+}
+
+/// `step(accumulator, row, group, its activations, its codes)` over all groups of each row.
+fn rows(w: &Packed<'_>, x: &[f32], step: impl Fn(f32, usize, usize, &[f32], &[u8]) -> f32) -> Vec<f32> {
+    let mut codes = vec![0u8; w.group()];
+    (0..w.shape().rows)
         .map(|r| {
-            p32::unpack_row(shape, w.planes(), r, &mut codes);
-            let mut acc = 0.0f32;
-            for (g, (x, codes)) in x.chunks(w.group()).zip(codes.chunks(w.group())).enumerate() {
-                let sum = lane_sum(x);
-                let chunks = || x.chunks(w.group().min(64)).zip(codes.chunks(w.group().min(64)));
-                // A_p of one chunk, in units of that chunk's table scale.
-                let signed = |p: usize, x: &[f32], codes: &[u8]| -> i32 {
-                    let (inv, _) = table_scale(x);
-                    x.chunks(4).zip(codes.chunks(4)).map(|(x, c)| entry(x, c, p, inv)).sum()
-                };
-                let coef = |k| w.coefficient(r, g, k);
-                match w.kind() {
-                    ParamKind::Hlq16 | ParamKind::Hlq8 => {
-                        for p in 0..planes {
-                            let mut t = 0.5 * sum;
-                            for (x, c) in chunks() {
-                                t = (signed(p, x, c) as f32).mul_add(0.5 * table_scale(x).1, t);
-                            }
-                            acc = coef(p).mul_add(t, acc);
-                        }
-                        acc = coef(planes).mul_add(sum, acc);
-                    }
-                    ParamKind::Uniform
-                    | ParamKind::Centered(_)
-                    | ParamKind::UniformK
-                    | ParamKind::CenteredK(_) => {
-                        let center = f32::from(w.kind().center().unwrap_or(0));
-                        let mut t = (((1u32 << planes) - 1) as f32 * 0.5 - center) * sum;
-                        for (x, c) in chunks() {
-                            // Two passes above 4 planes; the last two planes of all are refined.
-                            let low = if planes == 5 { 3 } else { planes.min(4) };
-                            let high = planes - low;
-                            let pass = |from: usize, n: usize| -> f32 {
-                                (0..n).map(|p| signed(from + p, x, c) << p).sum::<i32>() as f32
-                            };
-                            let (inv, _) = table_scale(x);
-                            let fine = |p: usize| -> i32 {
-                                let tuples = x.chunks(4).zip(c.chunks(4));
-                                let lost = tuples.map(|(x, c)| {
-                                    let t = signed_sum(x, c, p) * inv;
-                                    ((t - t.round_ties_even()) * 40.0).round_ties_even() as i32
-                                });
-                                lost.sum()
-                            };
-                            let top = if high > 0 { high } else { low };
-                            let second = if top > 1 { fine(planes - 2) } else { 0 };
-                            let fine = (2 * fine(planes - 1) + second) as f32;
-                            let step = (1u32 << top) as f32 / 160.0;
-                            let a = if high > 0 {
-                                let weight = (1u32 << low) as f32;
-                                fine.mul_add(step, pass(low, high)).mul_add(weight, pass(0, low))
-                            } else {
-                                fine.mul_add(step, pass(0, low))
-                            };
-                            t = a.mul_add(0.5 * table_scale(x).1, t);
-                        }
-                        acc = coef(0).mul_add(t, acc);
-                        if w.kind().center().is_none() {
-                            acc = coef(1).mul_add(sum, acc);
-                        }
-                    }
-                }
+            let mut acc = 0.0;
+            for (g, x) in x.chunks(w.group()).enumerate() {
+                let codes = &mut codes[..x.len()];
+                w.unpack_group(r, g, codes);
+                acc = step(acc, r, g, x, codes);
             }
             acc
         })
         .collect()
+}
+
+/// `(1 / delta, delta)` of a block of activations that are to be bytes.
+fn dot_scale(x: &[f32]) -> (f32, f32) {
+    let m = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    if !x.iter().all(|x| x.is_finite()) {
+        return (0.0, f32::NAN);
+    }
+    if m < 1e-30 { (0.0, 0.0) } else { (127.0 / m, m / 127.0) }
 }
 
 /// `(1 / delta, delta)` of a chunk of activations.

@@ -13,15 +13,7 @@ pub(crate) const LANES: usize = 8;
 /// Rows of a tile: one byte of a 32-byte vector each. See `pack::p32`.
 pub(crate) const TILE: usize = 32;
 
-/// Steps of a fine table entry per step of a coarse one: what rounding loses is at most half a coarse step,
-/// so fine entries lie within +-20. Two look-ups of each of two planes, one weighted twice, then fit a byte:
-/// `(2 + 1) * 2 * (20 + FINE_BIAS) = 246`.
-pub(crate) const FINE_STEPS: f32 = 40.0;
-
-/// What is added to fine entries so that they are positive.
-pub(crate) const FINE_BIAS: u8 = 21;
-
-/// What is added to coarse entries.
+/// What is added to table entries so that they are positive.
 pub(crate) const BIAS: u8 = 128;
 
 /// A set of vector instructions. Everything is `#[inline(always)]` so that it is compiled inside the
@@ -37,8 +29,12 @@ pub(crate) trait Simd: Copy {
     type Sums: Copy;
     /// 32 floats, one for each row of a tile, in order.
     type Rows: Copy;
-    /// The four running sums of the products of two rows of signed bytes with two others.
-    type Products: Copy;
+    /// 4 codes, a byte each, for each row of a tile.
+    type Codes: Copy;
+    /// 32 running sums of codes times activations.
+    type Dots: Copy;
+    /// The same for two tokens.
+    type Pair: Copy;
 
     /// Runs `k` inside a function that has this token's instructions enabled.
     fn vectorize<K: Kernel>(self, k: K) -> K::Output;
@@ -82,9 +78,8 @@ pub(crate) trait Simd: Copy {
 
     /// Table entries of 4 activations. `t[e]` is `inv` times the sum over `i` of `x[i]` where bit `i` of `e`
     /// is set and of `-x[i]` where it is not, formed as `(x0 + x1) + (x2 + x3)`; it must lie within +-127.
-    /// `out[e] = round(t[e]) + 128`, to nearest even; where `fine` is asked for,
-    /// `fine[e] = round(40 (t[e] - round(t[e]))) + 21` is what that rounding lost.
-    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16], fine: Option<&mut [u8; 16]>);
+    /// `out[e] = round(t[e]) + 128`, to nearest even.
+    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16]);
     /// Asks for the cache line `ahead` bytes behind the start of `at`. A hint: any address will do.
     fn prefetch(self, at: &[u8], ahead: usize);
     /// Makes two consecutive tables ready for look-up.
@@ -94,19 +89,8 @@ pub(crate) trait Simd: Copy {
     /// Looks up 32 rows in both tables: low nibbles in the first, high nibbles in the second, and
     /// adds both entries to each row's sum.
     fn accumulate(self, acc: Self::Acc, t: Self::Tables, w: &[u8; 32]) -> Self::Acc;
-    /// As [`Simd::accumulate`] with fine tables: adds `2 entry(top) + entry(second)` for both nibbles, or
-    /// `2 entry(top)` alone.
-    fn accumulate_fine(
-        self,
-        acc: Self::Acc,
-        t: Self::Tables,
-        top: &[u8; 32],
-        second: Option<&[u8; 32]>,
-    ) -> Self::Acc;
     /// The sums less `bias`, exact while they fit in an i16.
     fn sums(self, acc: Self::Acc, bias: u16) -> Self::Sums;
-    /// `2 * hi + lo` per row, wrapping.
-    fn double_add(self, hi: Self::Sums, lo: Self::Sums) -> Self::Sums;
     /// The sums of all rows, exactly widened.
     fn sums_to_rows(self, s: Self::Sums) -> Self::Rows;
 
@@ -123,19 +107,79 @@ pub(crate) trait Simd: Copy {
     /// `a * b + c` with one rounding.
     fn rows_fma(self, a: Self::Rows, b: Self::Rows, c: Self::Rows) -> Self::Rows;
 
+    /// 32 floats from memory.
+    fn rows_load(self, x: &[f32; TILE]) -> Self::Rows;
+    /// 8 integers within +-127 as bytes.
+    fn store_i8(self, v: Self::F, out: &mut [i8; LANES]);
+
+    /// 4 bytes of each row, in order.
+    fn codes(self, x: &[u8; 4 * TILE]) -> Self::Codes;
+    /// Every byte shifted to the right by `shift` (to the left where that is negative; -7 to 7), then masked. What is
+    /// shifted across a byte's end must be masked out.
+    fn codes_field(self, c: Self::Codes, shift: i32, mask: u8) -> Self::Codes;
+    /// `a | b`
+    fn codes_or(self, a: Self::Codes, b: Self::Codes) -> Self::Codes;
     /// No products added yet.
-    fn products_zero(self) -> Self::Products;
-    /// Adds the products of 16 columns: of each row of `a` with each of `b`.
-    fn products_add(self, p: Self::Products, a: [&[i8; 16]; 2], b: [&[i8; 16]; 2]) -> Self::Products;
-    /// `[a0 b0, a0 b1, a1 b0, a1 b1]`, modulo 2^32.
-    fn products_sums(self, p: Self::Products) -> [i32; 4];
+    fn dots_zero(self) -> Self::Dots;
+    /// Adds 4 products, of codes below `2^BITS` with activations within +-127, to each row's sum; to one sum at most
+    /// 8 times.
+    fn dot<const BITS: usize>(self, sums: Self::Dots, c: Self::Codes, a: &[i8; 4]) -> Self::Dots;
+    /// `sum (code - center) a` of each row, exact; `n` is the sum of the activations.
+    fn dots_to_rows<const BITS: usize>(self, sums: Self::Dots, center: f32, n: f32) -> Self::Rows;
+    /// No products added yet.
+    fn pair_zero(self) -> Self::Pair;
+    /// As [`Simd::dot`], of 8 columns with those of two tokens.
+    fn pair_dot<const BITS: usize>(
+        self,
+        sums: Self::Pair,
+        c: [Self::Codes; 2],
+        a: [&[i8; 8]; 2],
+    ) -> Self::Pair;
+    /// As [`Simd::dots_to_rows`], of either token.
+    fn pair_to_rows<const BITS: usize>(self, sums: Self::Pair, center: f32, n: [f32; 2]) -> [Self::Rows; 2];
 }
+
+/// The operations on a pair of tokens, where `Pair` is `[Dots; 2]`.
+macro_rules! pair_of_dots {
+    () => {
+        #[inline(always)]
+        fn pair_zero(self) -> Self::Pair {
+            [self.dots_zero(); 2]
+        }
+        #[inline(always)]
+        fn pair_dot<const BITS: usize>(
+            self,
+            sums: Self::Pair,
+            c: [Self::Codes; 2],
+            a: [&[i8; 8]; 2],
+        ) -> Self::Pair {
+            let [(a, _), (b, _)] = [a[0].as_chunks::<4>(), a[1].as_chunks::<4>()];
+            [
+                self.dot::<BITS>(self.dot::<BITS>(sums[0], c[0], &a[0]), c[1], &a[1]),
+                self.dot::<BITS>(self.dot::<BITS>(sums[1], c[0], &b[0]), c[1], &b[1]),
+            ]
+        }
+        #[inline(always)]
+        fn pair_to_rows<const BITS: usize>(
+            self,
+            sums: Self::Pair,
+            center: f32,
+            n: [f32; 2],
+        ) -> [Self::Rows; 2] {
+            [
+                self.dots_to_rows::<BITS>(sums[0], center, n[0]),
+                self.dots_to_rows::<BITS>(sums[1], center, n[1]),
+            ]
+        }
+    };
+}
+pub(crate) use pair_of_dots;
 
 /// An algorithm with its arguments, to be run on whichever instruction set is there.
 pub(crate) trait Kernel {
     /// What it returns.
     type Output;
-    /// Whether it multiplies signed bytes: tiers that differ in nothing else are entered only then.
+    /// Whether it multiplies codes: tiers that differ in nothing else are entered only then.
     #[cfg_attr(not(target_arch = "aarch64"), expect(dead_code, reason = "such tiers are Arm's only"))]
     const PRODUCTS: bool = false;
     /// The algorithm. Must be `#[inline(always)]`.

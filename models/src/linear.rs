@@ -1,9 +1,12 @@
 //! One weight matrix, and the activations that it multiplies, as stages of the forward program.
 
 use crate::error::{Error, Result};
+use lutite_kernels::dot::{self, Block};
 use lutite_kernels::ggml::{self, GgmlType};
 use lutite_kernels::isa::Isa;
+use lutite_kernels::lut::table::PAIR_BYTES;
 use lutite_kernels::lut::{TableShape, Tables, gemv, table};
+use lutite_kernels::pack::c32::BLOCK_COLS;
 use lutite_kernels::pack::p32::{PAIR_COLS, TILE_ROWS};
 use lutite_kernels::pack::{MAX_PLANES, Packed};
 use lutite_kernels::plain::{self, PlainType};
@@ -38,36 +41,39 @@ enum Weights {
     Plain { ty: PlainType, bytes: Bytes },
 }
 
-/// Bit planes and parameters, wherever they lie.
+/// Planes or codes and their parameters, wherever they lie.
 #[derive(Debug)]
 pub(crate) struct PackedWeights {
     /// Shape and kind.
     pub(crate) info: PackedInfo,
-    /// `info.planes` planes, lowest first.
-    pub(crate) planes: Vec<Bytes>,
-    /// The parameter set for all of these planes.
+    /// Planes or fields, lowest bits first.
+    pub(crate) parts: Vec<Bytes>,
+    /// The parameter set for all of these.
     pub(crate) params: Bytes,
     /// f16 row scales; empty for kinds without them.
     pub(crate) row_scales: Bytes,
 }
 
 impl PackedWeights {
-    fn table_shape(&self) -> TableShape {
-        TableShape { cols: self.info.shape.cols, group: self.info.group, fine: self.info.kind.is_uniform() }
+    /// The tables that it takes; `None` for the uniform kinds, which take [`Block`]s.
+    fn table_shape(&self) -> Option<TableShape> {
+        let PackedInfo { shape, group, kind, .. } = self.info;
+        (!kind.is_uniform()).then_some(TableShape { cols: shape.cols, group })
     }
 
     fn view(&self) -> lutite_kernels::Result<Packed<'_>> {
-        let mut planes: [&[u8]; MAX_PLANES] = [&[]; MAX_PLANES];
-        for (p, plane) in planes.iter_mut().zip(&self.planes) {
-            *p = plane;
+        let mut parts: [&[u8]; MAX_PLANES] = [&[]; MAX_PLANES];
+        for (p, part) in parts.iter_mut().zip(&self.parts) {
+            *p = part;
         }
-        let PackedInfo { shape, group, kind, .. } = self.info;
-        Packed::new(shape, group, kind, &planes[..self.planes.len()], &self.params, &self.row_scales)
+        let PackedInfo { shape, group, kind, planes, .. } = self.info;
+        let parts = &parts[..self.parts.len().min(MAX_PLANES)];
+        Packed::new(shape, group, kind, planes, parts, &self.params, &self.row_scales)
     }
 }
 
 impl Linear {
-    /// Bit planes.
+    /// Packed weights.
     ///
     /// # Errors
     /// When the buffers do not fit the shape.
@@ -121,7 +127,7 @@ impl Linear {
     pub(crate) fn bytes(&self) -> usize {
         match &self.weights {
             Weights::Packed(w) => {
-                w.planes.iter().map(|p| p.len()).sum::<usize>() + w.params.len() + w.row_scales.len()
+                w.parts.iter().map(|p| p.len()).sum::<usize>() + w.params.len() + w.row_scales.len()
             }
             Weights::Plain { bytes, .. } => bytes.len(),
         }
@@ -129,9 +135,13 @@ impl Linear {
     /// The tables that this matrix needs, if it takes tables.
     fn table_shape(&self) -> Option<TableShape> {
         match &self.weights {
-            Weights::Packed(w) => Some(w.table_shape()),
+            Weights::Packed(w) => w.table_shape(),
             Weights::Plain { .. } => None,
         }
+    }
+    /// Whether it takes activations as [`Block`]s.
+    fn takes_blocks(&self) -> bool {
+        matches!(&self.weights, Weights::Packed(w) if w.info.kind.is_uniform())
     }
     /// Its format in a few words, e.g. `uniform q=4 g=32` or `f16`.
     pub(crate) fn format(&self) -> String {
@@ -183,13 +193,21 @@ impl Linear {
         };
         let done = match &self.weights {
             Weights::Packed(w) => w.view().and_then(|view| {
+                let tiles = rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS);
+                let Some(shape) = w.table_shape() else {
+                    return self.dot_products(isa, &view, x, n, tiles, &mut |token, at, y| {
+                        let y = &mut y[..(rows.end - at).min(TILE_ROWS)];
+                        bias(at, y);
+                        put(token, at, y);
+                    });
+                };
                 // A tile's planes stay in L1 while all tokens' tables pass by.
-                for tile in rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS) {
+                for tile in tiles {
                     let at = tile * TILE_ROWS;
                     let mut y = [0.0; TILE_ROWS];
                     let y = &mut y[..(rows.end - at).min(TILE_ROWS)];
                     for token in 0..n {
-                        gemv(isa, &view, &x.tables(token, w.table_shape())?, tile..tile + 1, token == 0, y)?;
+                        gemv(isa, &view, &x.tables(token, shape)?, tile..tile + 1, token == 0, y)?;
                         bias(at, y);
                         put(token, at, y);
                     }
@@ -210,7 +228,41 @@ impl Linear {
             panic!("product with a {} x {} matrix: {e}", self.rows, self.cols);
         }
     }
+
+    /// [`dot::product`] by portions of tokens and tiles that keep their products in L1; `put(token, row, values)`
+    /// receives all 32 rows of a tile.
+    fn dot_products(
+        &self,
+        isa: Isa,
+        view: &Packed<'_>,
+        x: &InputGuard<'_>,
+        n: usize,
+        tiles: Range<usize>,
+        put: &mut dyn FnMut(usize, usize, &mut [f32]),
+    ) -> lutite_kernels::Result<()> {
+        let blocks = self.cols.div_ceil(BLOCK_COLS);
+        let all = x.blocks.as_deref().unwrap_or(&[]);
+        let mut y = [[0.0; TILE_ROWS]; PRODUCTS];
+        let at_once = (PRODUCTS / n.max(1)).max(1);
+        for from in tiles.clone().step_by(at_once) {
+            let tiles = from..(from + at_once).min(tiles.end);
+            for first in (0..n).step_by(PRODUCTS) {
+                let tokens = first..(first + PRODUCTS).min(n);
+                let x = &all[tokens.start * blocks..tokens.end * blocks];
+                let y = &mut y[..tiles.len() * tokens.len()];
+                dot::product(isa, view, x, tiles.clone(), first == 0, y)?;
+                for (i, y) in y.iter_mut().enumerate() {
+                    let tile = tiles.start + i / tokens.len();
+                    put(tokens.start + i % tokens.len(), tile * TILE_ROWS, y);
+                }
+            }
+        }
+        Ok(())
+    }
 }
+
+/// Tiles times tokens whose products are worked out at once: 8 KiB of them.
+const PRODUCTS: usize = 64;
 
 /// A stage: `out[m] = w[m] x` for several matrices that share their input, claimed as one list of chunks.
 /// `outs[m]` is `[tokens][rows of w[m]]`, cut into tiles.
@@ -263,12 +315,12 @@ fn stage<const M: usize>(
     });
 }
 
-/// Activations on their way into one or more matrices: the numbers, and every kind of look-up tables that
-/// those matrices use.
+/// Activations on their way into one or more matrices: the numbers, and every form of them that those matrices use.
 #[derive(Debug)]
 pub(crate) struct Input {
     x: SharedMat<f32>,
     tables: Vec<TableBuf>,
+    blocks: Option<SharedMat<Block>>,
 }
 
 #[derive(Debug)]
@@ -291,16 +343,16 @@ impl Input {
                 let per_segment = SEGMENT / shape.group * shape.scales_per_group();
                 tables.push(TableBuf {
                     shape,
-                    entries: SharedMat::new(
-                        tokens,
-                        shape.entries_len(),
-                        SEGMENT / PAIR_COLS * shape.pair_len(),
-                    )?,
+                    entries: SharedMat::new(tokens, shape.entries_len(), SEGMENT / PAIR_COLS * PAIR_BYTES)?,
                     scales: SharedMat::new(tokens, shape.scales_len(), per_segment)?,
                 });
             }
         }
-        Ok(Input { x: SharedMat::new(tokens, cols, SEGMENT)?, tables })
+        let blocks = match mats.iter().any(|m| m.takes_blocks()) {
+            true => Some(SharedMat::new(tokens, cols.div_ceil(BLOCK_COLS), SEGMENT / BLOCK_COLS)?),
+            false => None,
+        };
+        Ok(Input { x: SharedMat::new(tokens, cols, SEGMENT)?, tables, blocks })
     }
 
     /// Sets the number of tokens in use.
@@ -310,9 +362,12 @@ impl Input {
             t.entries.set_rows(n);
             t.scales.set_rows(n);
         }
+        if let Some(b) = &mut self.blocks {
+            b.set_rows(n);
+        }
     }
 
-    /// A stage: fills the activations and builds their tables. `make(token, columns, out)` computes some
+    /// A stage: fills the activations and makes their other forms. `make(token, columns, out)` computes some
     /// columns of one token: a whole row where there are several tokens, segments where there is one.
     pub(crate) fn fill(
         &self,
@@ -331,6 +386,9 @@ impl Input {
                     let (mut e, mut s) = (t.entries.write_chunk(c), t.scales.write_chunk(c));
                     build(isa, shape, x.row(0), e.row_mut(0), s.row_mut(0));
                 }
+                if let Some(b) = &self.blocks {
+                    quantize(isa, x.row(0), b.write_chunk(c).row_mut(0));
+                }
             });
         } else {
             w.each(n, |token| {
@@ -339,6 +397,9 @@ impl Input {
                 for t in &self.tables {
                     let (mut e, mut s) = (t.entries.write_row(token), t.scales.write_row(token));
                     build(isa, t.shape, &x, &mut e, &mut s);
+                }
+                if let Some(b) = &self.blocks {
+                    quantize(isa, &x, &mut b.write_row(token));
                 }
             });
         }
@@ -349,12 +410,12 @@ impl Input {
         for (g, t) in tables.iter_mut().zip(&self.tables) {
             *g = Some((t.shape, t.entries.read(), t.scales.read()));
         }
-        InputGuard { x: self.x.read(), tables }
+        InputGuard { x: self.x.read(), tables, blocks: self.blocks.as_ref().map(SharedMat::read) }
     }
 }
 
-/// As many kinds of tables as there are: each group size, coarse and fine.
-const MAX_TABLES: usize = 2 * lutite_kernels::pack::GROUPS.len();
+/// As many kinds of tables as there are: one for each size of group.
+const MAX_TABLES: usize = lutite_kernels::pack::GROUPS.len();
 
 type TableGuard<'a> = (TableShape, ReadGuard<'a, u8>, ReadGuard<'a, f32>);
 
@@ -362,6 +423,7 @@ type TableGuard<'a> = (TableShape, ReadGuard<'a, u8>, ReadGuard<'a, f32>);
 struct InputGuard<'a> {
     x: ReadGuard<'a, f32>,
     tables: [Option<TableGuard<'a>>; MAX_TABLES],
+    blocks: Option<ReadGuard<'a, Block>>,
 }
 
 impl InputGuard<'_> {
@@ -379,5 +441,11 @@ impl InputGuard<'_> {
 fn build(isa: Isa, shape: TableShape, x: &[f32], entries: &mut [u8], scales: &mut [f32]) {
     if let Err(e) = table::build(isa, shape, x, entries, scales) {
         panic!("tables of {} activations: {e}", x.len());
+    }
+}
+
+fn quantize(isa: Isa, x: &[f32], blocks: &mut [Block]) {
+    if let Err(e) = dot::quantize(isa, x, blocks) {
+        panic!("{} activations as bytes: {e}", x.len());
     }
 }

@@ -163,7 +163,7 @@ impl<'a> Weights<'a> {
         let params = parts.pop();
         let w = PackedWeights {
             info: info.clone(),
-            planes: parts,
+            parts,
             params: params.unwrap_or_else(Bytes::empty),
             row_scales: row_scales.unwrap_or_else(Bytes::empty),
         };
@@ -236,9 +236,9 @@ fn shape_error(name: &str, expected: &str, found: &str) -> Error {
 /// Checks that this version can read a packed file.
 pub(crate) fn check_version(gguf: &Gguf<'_>) -> Result<()> {
     let version = gguf.u32("lutite.version")?.unwrap_or(0);
-    if version == 0 || version > FORMAT_VERSION {
+    if version != FORMAT_VERSION {
         let why = format!(
-            "format version {version}, this program reads 1 to {FORMAT_VERSION}; update it or pack again"
+            "format version {version}, this program reads {FORMAT_VERSION}; pack the source file again"
         );
         return Err(Error::Packed(why));
     }

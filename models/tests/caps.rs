@@ -6,7 +6,7 @@ mod peak;
 use lutite_kernels::ggml::GgmlType;
 use lutite_kernels::isa::Isa;
 use lutite_models::{ChatTemplate, Message, OpenOptions, Path, Tokenizer, open, verify};
-use lutite_runtime::store::{Bytes, GgufWriter, layout_tag};
+use lutite_runtime::store::{Bytes, FORMAT_VERSION, GgufWriter, layout_tag};
 use peak::peak_of;
 
 /// What a reader may hold for an input of `len` bytes.
@@ -30,7 +30,7 @@ fn packed(lines: &[&str], sizes: &[(&str, u32)]) -> Vec<u8> {
         for (key, n) in sizes {
             w.set(&format!("llama.{key}"), *n)?;
         }
-        w.set("lutite.version", 1u32)?.set("lutite.layout", layout_tag())?;
+        w.set("lutite.version", FORMAT_VERSION)?.set("lutite.layout", layout_tag())?;
         w.set("lutite.tensors", lines)?;
         w.add_tensor("output_norm.weight", GgmlType::F32, &[8])?;
         let mut stream = w.begin_in_memory()?;

@@ -14,14 +14,30 @@ fn bytes(len: usize, set: &[(usize, u8)]) -> Vec<u8> {
     out
 }
 
+/// The planes: bits 0 and 1 of the codes 0 1 2 and 3 2 1.
+fn planes() -> [Vec<u8>; 2] {
+    [bytes(32, &[(0, 0x02), (2, 0x05)]), bytes(32, &[(0, 0x04), (2, 0x03)])]
+}
+
+/// The field of 2 bits of the same codes.
+fn field() -> Vec<u8> {
+    bytes(256, &[(1, 1), (2, 2), (4, 3), (5, 2), (6, 1)])
+}
+
 fn rows(kind: ParamKind, params: &[u8], scales: &[u8]) -> [[f32; 3]; 2] {
-    let planes = [bytes(32, &[(0, 0x02), (2, 0x05)]), bytes(32, &[(0, 0x04), (2, 0x03)])];
-    let packed = Packed::new(SHAPE, 32, kind, &[&planes[0], &planes[1]], params, scales).unwrap();
+    let (planes, field) = (planes(), field());
+    let parts: &[&[u8]] = if kind.is_uniform() { &[&field] } else { &[&planes[0], &planes[1]] };
+    let packed = Packed::new(SHAPE, 32, kind, 2, parts, params, scales).unwrap();
     let mut out = [[0.0; 3]; 2];
     for (r, row) in out.iter_mut().enumerate() {
         packed.dequantize_row(r, row).unwrap();
     }
     out
+}
+
+fn tensors(line: &str) -> Vec<String> {
+    let info = PackedInfo::parse(line).unwrap();
+    info.tensors().iter().map(|(n, ty, d)| format!("{n} {} {d:?}", ty.name())).collect()
 }
 
 #[test]
@@ -46,16 +62,16 @@ fn the_worked_example() {
     assert_eq!(rows(ParamKind::Hlq8, &codes, &scales), [[-1.0, -0.5, 0.0], [0.75, 0.5, 0.25]]);
 
     // xxh3-64 of the tensors' data, and of nothing.
-    let p0 = bytes(32, &[(0, 0x02), (2, 0x05)]);
-    let p1 = bytes(32, &[(0, 0x04), (2, 0x03)]);
-    let sums = [&p0[..], &p1, &params, &[]].map(|data| format!("{:016x}", xxh3_64(data)));
-    assert_eq!(sums, ["8dabe068679fb27e", "1a2061e03f8ef668", "2d80667519c923a1", "2d06800538d394c2"]);
-    let info = PackedInfo::parse("blk.0.ffn_up kind=uniform rows=2 cols=3 planes=2 group=32").unwrap();
-    let tensors: Vec<String> =
-        info.tensors().iter().map(|(n, ty, d)| format!("{n} {} {d:?}", ty.name())).collect();
+    let [p0, p1] = planes();
+    let sums = [&field(), &params, &p0, &p1, &vec![]].map(|data| format!("{:016x}", xxh3_64(data)));
+    assert_eq!(sums, ["X", "2d80667519c923a1", "8dabe068679fb27e", "1a2061e03f8ef668", "2d06800538d394c2"]);
     assert_eq!(
-        tensors,
-        ["blk.0.ffn_up.p0 I8 [32, 1]", "blk.0.ffn_up.p1 I8 [32, 1]", "blk.0.ffn_up.s2 F16 [32, 2, 1, 1]"]
+        tensors("blk.0.ffn_up kind=uniform rows=2 cols=3 planes=2 group=32"),
+        ["blk.0.ffn_up.c2 I8 [256, 1]", "blk.0.ffn_up.s2 F16 [32, 2, 1, 1]"]
     );
-    assert_eq!(layout_tag(), "p32-1 6eaf8389dbdf4525");
+    assert_eq!(
+        tensors("x kind=hlq8 rows=2 cols=3 planes=2 group=32"),
+        ["x.p0 I8 [32, 1]", "x.p1 I8 [32, 1]", "x.s2 I8 [32, 3, 1, 1]", "x.r2 F16 [32, 3, 1]"]
+    );
+    assert_eq!(layout_tag(), "p32-1 6eaf8389dbdf4525 c32-1 5620798490ee3a25");
 }

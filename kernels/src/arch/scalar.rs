@@ -1,6 +1,6 @@
 //! Plain Rust: runs everywhere, and defines what the other tiers must compute.
 
-use crate::simd::{BIAS, FINE_BIAS, FINE_STEPS, Kernel, LANES, Simd, TILE};
+use crate::simd::{BIAS, Kernel, LANES, Simd, TILE, pair_of_dots};
 use half::f16;
 
 /// Needs no instructions beyond the target's floor.
@@ -25,7 +25,9 @@ impl Simd for Scalar {
     type Acc = [u16; TILE];
     type Sums = [i16; TILE];
     type Rows = [f32; TILE];
-    type Products = [i32; 4];
+    type Codes = [[u8; 4]; TILE];
+    type Dots = [i32; TILE];
+    type Pair = [[i32; TILE]; 2];
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, k: K) -> K::Output {
@@ -107,16 +109,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16], mut fine: Option<&mut [u8; 16]>) {
-        let byte = |t: f32, bias: u8| (t as i32).wrapping_add(i32::from(bias)) as u8;
+    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16]) {
         for e in 0..16 {
             let v = |i: usize| if e >> i & 1 == 1 { x[i] } else { -x[i] };
             let t = ((v(0) + v(1)) + (v(2) + v(3))) * inv;
-            let r = t.round_ties_even();
-            out[e] = byte(r, BIAS);
-            if let Some(fine) = &mut fine {
-                fine[e] = byte(((t - r) * FINE_STEPS).round_ties_even(), FINE_BIAS);
-            }
+            out[e] = (t.round_ties_even() as i32).wrapping_add(i32::from(BIAS)) as u8;
         }
     }
     #[inline(always)]
@@ -140,26 +137,8 @@ impl Simd for Scalar {
         acc
     }
     #[inline(always)]
-    fn accumulate_fine(
-        self,
-        mut acc: [u16; TILE],
-        t: [u8; 32],
-        top: &[u8; 32],
-        second: Option<&[u8; 32]>,
-    ) -> [u16; TILE] {
-        let both = |b: u8| u16::from(t[usize::from(b & 15)]) + u16::from(t[16 + usize::from(b >> 4)]);
-        for (i, a) in acc.iter_mut().enumerate() {
-            *a += 2 * both(top[i]) + second.map_or(0, |s| both(s[i]));
-        }
-        acc
-    }
-    #[inline(always)]
     fn sums(self, acc: [u16; TILE], bias: u16) -> [i16; TILE] {
         acc.map(|a| a.wrapping_sub(bias).cast_signed())
-    }
-    #[inline(always)]
-    fn double_add(self, hi: [i16; TILE], lo: [i16; TILE]) -> [i16; TILE] {
-        core::array::from_fn(|i| hi[i].wrapping_shl(1).wrapping_add(lo[i]))
     }
     #[inline(always)]
     fn sums_to_rows(self, s: [i16; TILE]) -> [f32; TILE] {
@@ -192,20 +171,38 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn products_zero(self) -> [i32; 4] {
-        [0; 4]
+    fn rows_load(self, x: &[f32; TILE]) -> [f32; TILE] {
+        *x
     }
     #[inline(always)]
-    fn products_add(self, mut t: [i32; 4], a: [&[i8; 16]; 2], b: [&[i8; 16]; 2]) -> [i32; 4] {
-        for (i, t) in t.iter_mut().enumerate() {
-            for (a, b) in a[i / 2].iter().zip(b[i % 2]) {
-                *t = t.wrapping_add(i32::from(*a) * i32::from(*b));
-            }
-        }
-        t
+    fn store_i8(self, v: F, out: &mut [i8; LANES]) {
+        *out = v.map(|v| v as i8);
+    }
+
+    #[inline(always)]
+    fn codes(self, x: &[u8; 4 * TILE]) -> Self::Codes {
+        core::array::from_fn(|r| x.as_chunks().0[r])
     }
     #[inline(always)]
-    fn products_sums(self, t: [i32; 4]) -> [i32; 4] {
-        t
+    fn codes_field(self, c: Self::Codes, shift: i32, mask: u8) -> Self::Codes {
+        c.map(|c| c.map(|c| (if shift < 0 { c << -shift } else { c >> shift }) & mask))
     }
+    #[inline(always)]
+    fn codes_or(self, a: Self::Codes, b: Self::Codes) -> Self::Codes {
+        core::array::from_fn(|r| core::array::from_fn(|i| a[r][i] | b[r][i]))
+    }
+    #[inline(always)]
+    fn dots_zero(self) -> [i32; TILE] {
+        [0; TILE]
+    }
+    #[inline(always)]
+    fn dot<const BITS: usize>(self, sums: [i32; TILE], c: Self::Codes, a: &[i8; 4]) -> [i32; TILE] {
+        let product = |c: [u8; 4]| (0..4).map(|i| i32::from(c[i]) * i32::from(a[i])).sum::<i32>();
+        core::array::from_fn(|r| sums[r] + product(c[r]))
+    }
+    #[inline(always)]
+    fn dots_to_rows<const BITS: usize>(self, sums: [i32; TILE], center: f32, n: f32) -> [f32; TILE] {
+        sums.map(|sum| sum as f32 - center * n)
+    }
+    pair_of_dots!();
 }

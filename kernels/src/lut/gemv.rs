@@ -11,38 +11,30 @@
 //!     acc = acc + z X
 //! ```
 //!
-//! For the uniform kinds the planes are summed as integers first, `A = sum 2^p A_p`, and one conversion
-//! and one multiplication serve them all: `t = (2^q - 1)/2 X + A delta/2`, `acc + d t + m X`. Their two
-//! top planes are looked up in the fine tables as well, `A = A + (2 F_(q-1) + F_(q-2)) 2^(q-2) / 40` (see
-//! [`super::table`]).
+//! The uniform kinds are multiplied by integer products instead: [`crate::dot`].
 //!
 //! # Bounds
-//! A chunk is at most 64 activations, 16 look-ups of entries within +-127 per plane: `|A_p| <= 2032`.
-//! A pass of 4 planes as integers: `15 * 2032 = 30480 < 2^15`. Up to 257 biased entries of at most 255 fit
-//! the 16-bit accumulators. The second pass of more than 4 planes is weighted by 16 (8 for 5 planes) in f32,
-//! exactly but for its fine part: `255 * 2032 < 2^24`. Fine sums are at most `3 * 16 * 20`.
+//! A chunk is at most 64 activations, 16 look-ups of entries within +-127 per plane: `|A_p| <= 2032`. Up to 257
+//! biased entries of at most 255 fit the 16-bit accumulators.
 //!
 //! # Order of f32 operations (the bit contract)
 //! Per row: groups ascending; in a group planes ascending, each `t_p` over its chunks ascending, then
-//! `z X`. For the uniform kinds, per chunk: the last pass' integers plus its fine sum, times the weight of
-//! that pass plus the first pass' integers, times `delta/2` plus `t`. All are fused multiply-adds. Nothing
-//! depends on tiles, threads or tokens. `reference::gemv_lut` is this order, one row at a time.
+//! `z X`. All are fused multiply-adds. Nothing depends on tiles, threads or tokens. `reference::gemv_lut` is this
+//! order, one row at a time.
 
 use super::table::Tables;
 use crate::error::{Error, Result};
 use crate::isa::Isa;
 use crate::pack::p32::TILE_ROWS;
-use crate::pack::params::SUPERBLOCK;
 use crate::pack::{MAX_PLANES, Packed, ParamKind};
-use crate::simd::{BIAS, FINE_BIAS, FINE_STEPS, Kernel, Simd};
-use core::marker::PhantomData;
+use crate::simd::{BIAS, Kernel, Simd};
 use core::ops::Range;
 
 /// How far ahead of its use each plane is asked for. A tile is walked in step through as many streams as
 /// there are planes, which hardware prefetchers follow only half-heartedly.
 const PREFETCH_BYTES: usize = 2048;
 
-/// `y = W x` for the rows of some tiles.
+/// `y = W x` for the rows of some tiles; `w` is of an HLQ kind.
 ///
 /// `tiles` counts tiles of 32 rows; `y` has the rows of those tiles that the matrix has, and is
 /// overwritten. The tables must have been built for `w`'s columns and group. `first_use` says that these
@@ -62,10 +54,12 @@ pub fn gemv(
     if tiles.start > tiles.end || tiles.end > shape.tiles() {
         return Err(Error::Shape { what: "tile", found: tiles.end, allowed: "within the matrix" });
     }
+    if w.kind().is_uniform() {
+        return Err(Error::Shape { what: "kind", found: w.planes(), allowed: "hlq16 or hlq8" });
+    }
     for (what, expected, found) in [
         ("activations behind the tables", shape.cols, t.shape().cols),
         ("group of the tables", w.group(), t.shape().group),
-        ("fine tables (0 or 1)", usize::from(w.kind().is_uniform()), usize::from(t.shape().fine)),
         ("y", shape.rows.min(tiles.end * TILE_ROWS).saturating_sub(tiles.start * TILE_ROWS), y.len()),
     ] {
         if expected != found {
@@ -74,20 +68,10 @@ pub fn gemv(
     }
     let g = Gemv { w, t, first: tiles.start, first_use, y };
     match w.kind() {
-        ParamKind::Hlq16 => g.run::<Hlq<false>>(isa),
-        ParamKind::Hlq8 => g.run::<Hlq<true>>(isa),
-        ParamKind::Uniform => g.run::<Uniform<true, false>>(isa),
-        ParamKind::Centered(_) => g.run::<Uniform<false, false>>(isa),
-        ParamKind::UniformK => g.run::<Uniform<true, true>>(isa),
-        ParamKind::CenteredK(_) => g.run::<Uniform<false, true>>(isa),
+        ParamKind::Hlq8 => g.run::<true>(isa),
+        _ => g.run::<false>(isa),
     }
     Ok(())
-}
-
-/// How a tile's sums follow from its planes and parameters.
-trait Sum {
-    /// `LO + HI` planes, in passes of `LO` and `HI`.
-    fn tile<S: Simd, const LO: usize, const HI: usize>(s: S, tile: &Tile<'_>) -> S::Rows;
 }
 
 struct Gemv<'a> {
@@ -101,31 +85,32 @@ struct Gemv<'a> {
 impl Gemv<'_> {
     /// Planes are split into a pass of up to 4 and a second one: 4 planes' accumulators, two tables and
     /// a mask are what 16 vector registers hold. 5 planes are 3 + 2, so that the top two share a pass.
-    fn run<P: Sum>(self, isa: Isa) {
-        match self.w.planes().len() {
-            1 => isa.run(Passes::<P, 1, 0>(self, PhantomData)),
-            2 => isa.run(Passes::<P, 2, 0>(self, PhantomData)),
-            3 => isa.run(Passes::<P, 3, 0>(self, PhantomData)),
-            4 => isa.run(Passes::<P, 4, 0>(self, PhantomData)),
-            5 => isa.run(Passes::<P, 3, 2>(self, PhantomData)),
-            6 => isa.run(Passes::<P, 4, 2>(self, PhantomData)),
-            7 => isa.run(Passes::<P, 4, 3>(self, PhantomData)),
-            _ => isa.run(Passes::<P, 4, 4>(self, PhantomData)),
+    fn run<const INT8: bool>(self, isa: Isa) {
+        match self.w.planes() {
+            1 => isa.run(Passes::<INT8, 1, 0>(self)),
+            2 => isa.run(Passes::<INT8, 2, 0>(self)),
+            3 => isa.run(Passes::<INT8, 3, 0>(self)),
+            4 => isa.run(Passes::<INT8, 4, 0>(self)),
+            5 => isa.run(Passes::<INT8, 3, 2>(self)),
+            6 => isa.run(Passes::<INT8, 4, 2>(self)),
+            7 => isa.run(Passes::<INT8, 4, 3>(self)),
+            _ => isa.run(Passes::<INT8, 4, 4>(self)),
         }
     }
 }
 
-/// One kind and number of planes: a function of its own for each, since one for all took minutes to compile.
-struct Passes<'a, P, const LO: usize, const HI: usize>(Gemv<'a>, PhantomData<P>);
+/// One kind and number of planes, `LO` in a first pass and `HI` in a second: a function of its own for each, since one
+/// for all took minutes to compile.
+struct Passes<'a, const INT8: bool, const LO: usize, const HI: usize>(Gemv<'a>);
 
-impl<P: Sum, const LO: usize, const HI: usize> Kernel for Passes<'_, P, LO, HI> {
+impl<const INT8: bool, const LO: usize, const HI: usize> Kernel for Passes<'_, INT8, LO, HI> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let g = self.0;
         for (i, y) in g.y.chunks_mut(TILE_ROWS).enumerate() {
-            let acc = P::tile::<S, LO, HI>(s, &Tile::new(g.w, g.t, g.first + i, g.first_use));
+            let acc = tile::<S, INT8, LO, HI>(s, &Tile::new(g.w, g.t, g.first + i, g.first_use));
             let mut out = [0.0; TILE_ROWS];
             s.rows_store(acc, &mut out);
             y.copy_from_slice(&out[..y.len()]);
@@ -139,13 +124,11 @@ struct Tile<'a> {
     planes: [&'a [[u8; 32]]; MAX_PLANES],
     /// The tile's parameters as bytes, `[group][coefficient][32]`.
     params: &'a [u8],
-    /// The tile's scales as bytes, `[scale block][coefficient][32]` f16.
+    /// The tile's scales as bytes, `[coefficient][32]` f16.
     row_scales: &'a [u8],
     /// Bytes of one group's parameters.
     group_params: usize,
-    /// Groups of one superblock.
-    super_groups: usize,
-    /// Table pairs, `[cols / 8]`, or for the uniform kinds `[cols / 8][coarse, fine]`.
+    /// Table pairs, `[cols / 8]`.
     entries: &'a [[u8; 32]],
     /// `cols / 8`.
     pairs: usize,
@@ -155,8 +138,6 @@ struct Tile<'a> {
     /// Table pairs of one whole group, and of one whole chunk.
     group_pairs: usize,
     chunk_pairs: usize,
-    /// The code that stands for 0, in the kinds that have one.
-    center: f32,
     /// Whether to prefetch.
     first_use: bool,
 }
@@ -167,10 +148,10 @@ impl<'a> Tile<'a> {
         let shape = w.shape();
         let mut planes: [&[[u8; 32]]; MAX_PLANES] = [&[]; MAX_PLANES];
         let bytes = shape.tile_bytes();
-        for (p, plane) in planes.iter_mut().zip(w.planes()) {
+        for (p, plane) in planes.iter_mut().zip(w.parts()) {
             *p = plane[tile * bytes..(tile + 1) * bytes].as_chunks().0;
         }
-        let count = w.kind().coefficients(w.planes().len());
+        let count = w.kind().coefficients(w.planes());
         let group_params = count * w.kind().coefficient_bytes() * TILE_ROWS;
         let tile_params = group_params * shape.groups(w.group());
         let scales = w.kind().scale_blocks(shape.cols) * count * TILE_ROWS * 2;
@@ -179,78 +160,36 @@ impl<'a> Tile<'a> {
             params: &w.params()[tile * tile_params..(tile + 1) * tile_params],
             row_scales: &w.row_scales()[tile * scales..(tile + 1) * scales],
             group_params,
-            super_groups: SUPERBLOCK / w.group(),
             entries: t.entries().as_chunks().0,
             pairs: shape.pairs(),
             scales: t.scales(),
             per_group: t.shape().scales_per_group(),
             group_pairs: w.group() / 8,
             chunk_pairs: t.shape().chunk() / 8,
-            center: f32::from(w.kind().center().unwrap_or(0)),
             first_use,
         }
     }
 }
 
-/// One chunk's exact integer sums for `Q` planes, the first of them plane `from`; and with `FINE` twice the
-/// top plane's sums from the fine tables plus the next one's. `STRIDE` is 2 where fine tables lie between
-/// the coarse ones.
+/// One chunk's exact integer sums for `Q` planes, the first of them plane `from`.
 #[inline(always)]
-fn sums<S: Simd, const Q: usize, const STRIDE: usize, const FINE: bool>(
-    s: S,
-    tile: &Tile<'_>,
-    from: usize,
-    pairs: Range<usize>,
-) -> ([S::Sums; Q], S::Sums) {
-    let entries = &tile.entries[pairs.start * STRIDE..pairs.end * STRIDE];
+fn sums<S: Simd, const Q: usize>(s: S, tile: &Tile<'_>, from: usize, pairs: Range<usize>) -> [S::Sums; Q] {
     let mut planes: [&[[u8; 32]]; Q] = [&[]; Q];
     for p in 0..Q {
         planes[p] = &tile.planes[from + p][pairs.clone()];
     }
     let mut acc = [s.acc_zero(); Q];
-    let mut fine = s.acc_zero();
-    for (j, e) in entries.chunks_exact(STRIDE).enumerate() {
-        let t = s.tables(&e[0]);
+    for (j, e) in tile.entries[pairs.clone()].iter().enumerate() {
+        let t = s.tables(e);
         for p in 0..Q {
             if tile.first_use && j % 2 == 0 {
                 s.prefetch(&planes[p][j], PREFETCH_BYTES);
             }
             acc[p] = s.accumulate(acc[p], t, &planes[p][j]);
         }
-        if FINE {
-            let second = if Q > 1 { Some(&planes[Q.saturating_sub(2)][j]) } else { None };
-            fine = s.accumulate_fine(fine, s.tables(&e[STRIDE - 1]), &planes[Q - 1][j], second);
-        }
     }
-    let n = 2 * pairs.len() as u16;
-    let mut out = [s.sums(s.acc_zero(), 0); Q];
-    for p in 0..Q {
-        out[p] = s.sums(acc[p], n.wrapping_mul(u16::from(BIAS)));
-    }
-    let weights = if Q > 1 { 3 } else { 2 };
-    (out, s.sums(fine, weights * n * u16::from(FINE_BIAS)))
-}
-
-/// `sum 2^p A_p` of one chunk over a pass of `Q` planes, by Horner's rule; with `TOP` refined by the fine
-/// sums of its last two planes.
-#[inline(always)]
-fn weighted<S: Simd, const Q: usize, const TOP: bool>(
-    s: S,
-    tile: &Tile<'_>,
-    from: usize,
-    pairs: Range<usize>,
-) -> S::Rows {
-    let (sums, fine) = sums::<S, Q, 2, TOP>(s, tile, from, pairs);
-    let mut a = sums[Q - 1];
-    for p in (0..Q - 1).rev() {
-        a = s.double_add(a, sums[p]);
-    }
-    let a = s.sums_to_rows(a);
-    if !TOP {
-        return a;
-    }
-    let step = (1u32 << Q) as f32 / (4.0 * FINE_STEPS);
-    s.rows_fma(s.sums_to_rows(fine), s.rows_splat(step), a)
+    let bias = 2 * pairs.len() as u16 * u16::from(BIAS);
+    acc.map(|acc| s.sums(acc, bias))
 }
 
 /// The chunks of group `g`: pairs of tables, and half the chunk's scale.
@@ -278,73 +217,27 @@ fn scaled<S: Simd>(s: S, params: &[u8], k: usize, scale: S::Rows) -> S::Rows {
     s.rows_mul(s.rows_load_i8(&params.as_chunks().0[k]), scale)
 }
 
-/// The uniform kinds: `MIN` says that they have `m`, `INT8` that their coefficients are int8.
-struct Uniform<const MIN: bool, const INT8: bool>;
-
-impl<const MIN: bool, const INT8: bool> Sum for Uniform<MIN, INT8> {
-    #[inline(always)]
-    fn tile<S: Simd, const LO: usize, const HI: usize>(s: S, tile: &Tile<'_>) -> S::Rows {
-        let middle = ((1u32 << (LO + HI)) - 1) as f32 * 0.5 - tile.center;
-        let mut acc = s.rows_splat(0.0);
-        for (g, params) in tile.params.chunks_exact(tile.group_params).enumerate() {
-            let x = tile.scales[g * tile.per_group];
-            let mut t = s.rows_splat(middle * x);
-            for (pairs, half) in chunks(tile, g) {
-                // Matches on constants: only the arms in use are compiled in.
-                let mut a = match HI {
-                    0 => weighted::<S, LO, true>(s, tile, 0, pairs.clone()),
-                    _ => weighted::<S, LO, false>(s, tile, 0, pairs.clone()),
-                };
-                let high = match HI {
-                    0 => None,
-                    2 => Some(weighted::<S, 2, true>(s, tile, LO, pairs)),
-                    3 => Some(weighted::<S, 3, true>(s, tile, LO, pairs)),
-                    _ => Some(weighted::<S, 4, true>(s, tile, LO, pairs)),
-                };
-                if let Some(high) = high {
-                    a = s.rows_fma(high, s.rows_splat((1u32 << LO) as f32), a);
-                }
-                t = s.rows_fma(a, s.rows_splat(half), t);
-            }
-            let block = g / tile.super_groups * (1 + usize::from(MIN));
-            let coefficient = |k| match INT8 {
-                true => scaled(s, params, k, halves(s, tile.row_scales, block + k)),
-                false => halves(s, params, k),
-            };
-            acc = s.rows_fma(coefficient(0), t, acc);
-            if MIN {
-                acc = s.rows_fma(coefficient(1), s.rows_splat(x), acc);
-            }
-        }
-        acc
+/// The products of one tile.
+#[inline(always)]
+fn tile<S: Simd, const INT8: bool, const LO: usize, const HI: usize>(s: S, tile: &Tile<'_>) -> S::Rows {
+    let mut row_scales = [s.rows_splat(1.0); MAX_PLANES + 1];
+    for (k, b) in tile.row_scales.as_chunks().0.iter().enumerate() {
+        row_scales[k] = s.rows_load_f16(b);
     }
-}
-
-/// The HLQ kinds.
-struct Hlq<const INT8: bool>;
-
-impl<const INT8: bool> Sum for Hlq<INT8> {
-    #[inline(always)]
-    fn tile<S: Simd, const LO: usize, const HI: usize>(s: S, tile: &Tile<'_>) -> S::Rows {
-        let mut row_scales = [s.rows_splat(1.0); MAX_PLANES + 1];
-        for (k, b) in tile.row_scales.as_chunks().0.iter().enumerate() {
-            row_scales[k] = s.rows_load_f16(b);
+    let mut acc = s.rows_splat(0.0);
+    for (g, params) in tile.params.chunks_exact(tile.group_params).enumerate() {
+        let x = tile.scales[g * tile.per_group];
+        let c = Coefficients::<'_, S, INT8> { s, params, row_scales: &row_scales };
+        hlq_pass::<S, LO, INT8>(s, tile, g, 0, &c, &mut acc);
+        match HI {
+            0 => {}
+            2 => hlq_pass::<S, 2, INT8>(s, tile, g, LO, &c, &mut acc),
+            3 => hlq_pass::<S, 3, INT8>(s, tile, g, LO, &c, &mut acc),
+            _ => hlq_pass::<S, 4, INT8>(s, tile, g, LO, &c, &mut acc),
         }
-        let mut acc = s.rows_splat(0.0);
-        for (g, params) in tile.params.chunks_exact(tile.group_params).enumerate() {
-            let x = tile.scales[g * tile.per_group];
-            let c = Coefficients::<'_, S, INT8> { s, params, row_scales: &row_scales };
-            hlq_pass::<S, LO, INT8>(s, tile, g, 0, &c, &mut acc);
-            match HI {
-                0 => {}
-                2 => hlq_pass::<S, 2, INT8>(s, tile, g, LO, &c, &mut acc),
-                3 => hlq_pass::<S, 3, INT8>(s, tile, g, LO, &c, &mut acc),
-                _ => hlq_pass::<S, 4, INT8>(s, tile, g, LO, &c, &mut acc),
-            }
-            acc = s.rows_fma(c.get(LO + HI), s.rows_splat(x), acc);
-        }
-        acc
+        acc = s.rows_fma(c.get(LO + HI), s.rows_splat(x), acc);
     }
+    acc
 }
 
 /// Adds planes `from .. from + Q` of one group to `acc`.
@@ -360,7 +253,7 @@ fn hlq_pass<S: Simd, const Q: usize, const INT8: bool>(
     let x = tile.scales[g * tile.per_group];
     let mut t = [s.rows_splat(0.5 * x); Q];
     for (pairs, half) in chunks(tile, g) {
-        let (a, _) = sums::<S, Q, 1, false>(s, tile, from, pairs);
+        let a = sums::<S, Q>(s, tile, from, pairs);
         for p in 0..Q {
             t[p] = s.rows_fma(s.sums_to_rows(a[p]), s.rows_splat(half), t[p]);
         }

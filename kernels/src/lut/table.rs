@@ -7,11 +7,6 @@
 //! for each group: X = sum of its activations, 8 lanes and one tree
 //! ```
 //!
-//! Where asked for ([`TableShape::fine`]), a second table beside each holds what rounding the first one lost,
-//! in steps of `delta / 40`. The uniform kinds look their two top planes up in both: planes' errors are
-//! weighted by `2^p`, so that of four planes these two make up 94 % of it. (SmolLM2 imported exactly: mean KL
-//! to plain weights 1.6e-3 without, 1.7e-4 with, see `docs/speed.md`.)
-//!
 //! Bounds: rounding is monotonic, so no sum exceeds `m`, and `m * (127 / m)` rounds to 127 at most:
 //! entries lie in 1..=255. One scale per 64 activations costs an output error of 4e-5 (normalised mean
 //! square, Gaussian inputs), a thousandth of 2-bit weights' own error; per 128 it would be 4.8e-5, and
@@ -30,6 +25,9 @@ use crate::simd::{Kernel, LANES, Simd, blocks, load_tail};
 /// `15 * 127 * 64 / 4 = 30480` with it.
 pub const MAX_CHUNK: usize = 64;
 
+/// Bytes of the two tables of 8 activations.
+pub const PAIR_BYTES: usize = 32;
+
 /// Sizes of the tables of one activation vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableShape {
@@ -37,8 +35,6 @@ pub struct TableShape {
     pub cols: usize,
     /// Columns per group of the weights that the tables are for: 16, 32, 64, 128 or 256.
     pub group: usize,
-    /// Whether each table has a fine one beside it; see the module's head.
-    pub fine: bool,
 }
 
 impl TableShape {
@@ -54,13 +50,9 @@ impl TableShape {
     pub const fn scales_per_group(self) -> usize {
         1 + self.group / self.chunk()
     }
-    /// Bytes of the tables of 8 activations: two coarse ones, then two fine ones if asked for.
-    pub const fn pair_len(self) -> usize {
-        if self.fine { 64 } else { 32 }
-    }
     /// Bytes of table entries: 16 per table, activations padded to 8.
     pub const fn entries_len(self) -> usize {
-        self.cols.div_ceil(PAIR_COLS) * self.pair_len()
+        self.cols.div_ceil(PAIR_COLS) * PAIR_BYTES
     }
     /// Floats of scales.
     pub const fn scales_len(self) -> usize {
@@ -103,7 +95,7 @@ impl<'a> Tables<'a> {
     pub fn shape(&self) -> TableShape {
         self.shape
     }
-    /// Table entries, `[cols / 8][coarse, fine][2][16]`, or without the fine ones.
+    /// Table entries, `[cols / 8][2][16]`.
     pub fn entries(&self) -> &'a [u8] {
         self.entries
     }
@@ -139,15 +131,15 @@ impl Kernel for Build<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let TableShape { group, fine, .. } = self.shape;
-        let (chunk, pair_len) = (self.shape.chunk(), self.shape.pair_len());
+        let group = self.shape.group;
+        let chunk = self.shape.chunk();
         let groups = self.x.chunks(group);
-        let entries = self.entries.chunks_mut(group / PAIR_COLS * pair_len);
+        let entries = self.entries.chunks_mut(group / PAIR_COLS * PAIR_BYTES);
         let scales = self.scales.chunks_mut(self.shape.scales_per_group());
         for ((x, entries), scales) in groups.zip(entries).zip(scales) {
             scales.fill(0.0);
             scales[0] = sum(s, x);
-            let chunks = x.chunks(chunk).zip(entries.chunks_mut(chunk / PAIR_COLS * pair_len));
+            let chunks = x.chunks(chunk).zip(entries.chunks_mut(chunk / PAIR_COLS * PAIR_BYTES));
             for ((x, entries), half) in chunks.zip(&mut scales[1..]) {
                 let m = max_tuple(s, x);
                 // Below 1e-30 the inverse would leave f32's range, and the products f32's precision.
@@ -159,21 +151,14 @@ impl Kernel for Build<'_> {
                     (127.0 / m, m / 127.0)
                 };
                 *half = 0.5 * delta;
-                for (x, entries) in x.chunks(PAIR_COLS).zip(entries.chunks_exact_mut(pair_len)) {
+                for (x, entries) in x.chunks(PAIR_COLS).zip(entries.as_chunks_mut::<PAIR_BYTES>().0) {
                     // A width that is no multiple of 8 is filled up with zero activations.
                     let mut eight = [0.0; PAIR_COLS];
                     eight[..x.len()].copy_from_slice(x);
                     let ([x0, x1], _) = eight.as_chunks::<4>() else { continue };
-                    match entries.as_chunks_mut::<16>().0 {
-                        [a, b, fine_a, fine_b] if fine => {
-                            s.build_table(x0, inv, a, Some(fine_a));
-                            s.build_table(x1, inv, b, Some(fine_b));
-                        }
-                        [a, b, ..] => {
-                            s.build_table(x0, inv, a, None);
-                            s.build_table(x1, inv, b, None);
-                        }
-                        _ => {}
+                    if let [a, b] = entries.as_chunks_mut::<16>().0 {
+                        s.build_table(x0, inv, a);
+                        s.build_table(x1, inv, b);
                     }
                 }
             }

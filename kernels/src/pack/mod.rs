@@ -1,4 +1,5 @@
-//! Packed weights: bit planes in layout P32 ([`p32`]) and their parameters ([`params`]).
+//! Packed weights: bit planes in layout P32 ([`p32`]) or codes in layout C32 ([`c32`]), and their parameters
+//! ([`params`]).
 //!
 //! A packed matrix of `rows x cols` weights with `q` planes and groups of `G` columns stands for
 //!
@@ -6,9 +7,10 @@
 //! w[r][c] = z[r][g] + sum over p < q of s_p[r][g] * bit(p, r, c)        g = c / G
 //! ```
 //!
-//! (HLQ, arXiv 2510.19482). Quantizer and runtime share this module, so that what is written and
+//! (HLQ, arXiv 2510.19482), or in the uniform kinds for `d[r][g] * code(r, c) + m[r][g]`. Quantizer and runtime share this module, so that what is written and
 //! what is read cannot drift apart.
 
+pub mod c32;
 pub mod p32;
 pub mod params;
 mod view;

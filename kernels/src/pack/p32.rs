@@ -14,7 +14,7 @@
 //!
 //! The permutation makes AVX2's split of a 16-bit lane into its even and odd byte come out as rows
 //! 0..16 and 16..32 in order. Padding bits are zero; they meet padded *activations* of zero, or rows
-//! that are never stored.
+//! that are never stored. The uniform kinds store their codes in another layout: [`super::c32`].
 
 use crate::error::{Error, Result};
 
@@ -127,13 +127,12 @@ pub fn pack_tile(shape: PlaneShape, codes: &[u8], planes: &mut [&mut [u8]]) -> R
     Ok(())
 }
 
-/// Reads the codes of one row back: bit `p` of `codes[c]` is plane `p`'s bit. `planes` are whole planes
-/// of `shape`, `codes` has `shape.cols` elements. Out-of-range rows give zeros.
-pub fn unpack_row(shape: PlaneShape, planes: &[&[u8]], row: usize, codes: &mut [u8]) {
+/// Reads codes of row `r` of a tile back, from column `from`, a multiple of 8, on: as many as `codes` has. Bit `p` of a
+/// code is from `planes[p]`, that tile of plane `p`.
+pub fn unpack_row(planes: &[&[u8]], r: usize, from: usize, codes: &mut [u8]) {
     codes.fill(0);
     for (p, plane) in planes.iter().enumerate() {
-        let start = (row / TILE_ROWS) * shape.tile_bytes() + byte_of_row(row % TILE_ROWS);
-        let bytes = plane.get(start..).unwrap_or(&[]).iter().step_by(BLOCK_BYTES);
+        let bytes = plane[from / PAIR_COLS * BLOCK_BYTES + byte_of_row(r)..].iter().step_by(BLOCK_BYTES);
         for (eight, bits) in codes.chunks_mut(PAIR_COLS).zip(bytes) {
             for (i, c) in eight.iter_mut().enumerate() {
                 *c |= (bits >> i & 1) << p;
@@ -174,10 +173,11 @@ mod tests {
                     planes.iter_mut().map(|p| &mut p[t * tb..(t + 1) * tb]).collect();
                 pack_tile(shape, &codes, &mut tiles).unwrap();
             }
-            let refs: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
             let mut got = vec![0; cols];
             for r in 0..rows {
-                unpack_row(shape, &refs, r, &mut got);
+                let tb = shape.tile_bytes();
+                let tiles: Vec<&[u8]> = planes.iter().map(|p| &p[r / 32 * tb..(r / 32 + 1) * tb]).collect();
+                unpack_row(&tiles, r % 32, 0, &mut got);
                 assert!((0..cols).all(|c| got[c] == code(r, c)), "{rows}x{cols} row {r}");
             }
         }

@@ -4,6 +4,7 @@
 //! which it walks a tile. What a coefficient is depends on the kind:
 
 use super::p32::{PlaneShape, TILE_ROWS};
+use super::{MAX_PLANES, c32};
 
 /// What a parameter set stores for each row and group, and how weights follow from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +14,8 @@ pub enum ParamKind {
     /// The same as int8 under one f16 per row and coefficient (a second buffer,
     /// `[tile][coefficient][32]`): `s_p = int8 * f16`.
     Hlq8,
-    /// `d, m` as f16: `w = d * code + m`, where `code = sum 2^p b_p`. Planes are summed as integers.
+    /// `d, m` as f16: `w = d * code + m`. The uniform kinds, this one and those below, store whole codes instead of
+    /// planes ([`c32`]).
     Uniform,
     /// `d` as f16 alone: `w = d * (code - center)`, one center for the whole matrix. Serves formats
     /// without a minimum (Q4_0, Q5_0, Q8_0, ternary) at their own bits, exactly: a stored
@@ -39,9 +41,25 @@ impl ParamKind {
             ParamKind::Centered(_) | ParamKind::CenteredK(_) => 1,
         }
     }
-    /// Whether planes are summed as integers under one scale. Such matrices take fine tables.
+    /// Whether weights are integer codes under one scale: stored in layout [`c32`], else in [`super::p32`].
     pub const fn is_uniform(self) -> bool {
         !matches!(self, ParamKind::Hlq16 | ParamKind::Hlq8)
+    }
+    /// Bits of each part that codes of `planes` bits are stored in: planes, or fields.
+    pub const fn widths(self, planes: usize) -> &'static [usize] {
+        const PLANES: &[usize] = &[1; MAX_PLANES];
+        if self.is_uniform() {
+            return c32::widths(planes);
+        }
+        PLANES.split_at(if planes < MAX_PLANES { planes } else { MAX_PLANES }).0
+    }
+    /// Bytes of one tile of a part of `width` bits.
+    pub const fn part_tile_bytes(self, shape: PlaneShape, width: usize) -> usize {
+        if self.is_uniform() { c32::tile_bytes(shape, width) } else { shape.tile_bytes() }
+    }
+    /// Bytes of a whole part; `None` on overflow.
+    pub const fn part_bytes(self, shape: PlaneShape, width: usize) -> Option<usize> {
+        if self.is_uniform() { c32::field_bytes(shape, width) } else { shape.plane_bytes() }
     }
     /// The code that stands for 0, in kinds that store no `m`.
     pub const fn center(self) -> Option<u8> {

@@ -1,8 +1,8 @@
 //! A checked view of one packed matrix: what kernels take.
 
-use super::p32::{PlaneShape, TILE_ROWS, unpack_row};
+use super::p32::{self, PlaneShape, TILE_ROWS};
 use super::params::{ParamKind, SUPERBLOCK};
-use super::{GROUPS, GROUPS_LIST, MAX_PLANES};
+use super::{GROUPS, GROUPS_LIST, MAX_PLANES, c32};
 use crate::error::{Error, Result};
 use half::f16;
 
@@ -13,8 +13,9 @@ pub struct Packed<'a> {
     shape: PlaneShape,
     group: usize,
     kind: ParamKind,
-    planes: [&'a [u8]; MAX_PLANES],
-    count: usize,
+    planes: usize,
+    /// One for each of `kind.widths(planes)`.
+    parts: [&'a [u8]; MAX_PLANES],
     params: &'a [u8],
     row_scales: &'a [u8],
 }
@@ -22,9 +23,9 @@ pub struct Packed<'a> {
 impl<'a> Packed<'a> {
     /// Checks that the buffers fit the shape.
     ///
-    /// `planes`: 1 to 8 whole planes; `params`: the set valid for exactly these planes;
-    /// `row_scales`: f16 `[tile][scale block][coefficient][32]` for the int8 kinds, else empty. No alignment
-    /// is asked for.
+    /// `planes`: 1 to 8 bits of a code; `parts`: whole planes, or for the uniform kinds fields, as
+    /// [`ParamKind::widths`] lists them; `params`: the set valid for exactly these planes; `row_scales`: f16
+    /// `[tile][scale block][coefficient][32]` for the int8 kinds, else empty. No alignment is asked for.
     ///
     /// # Errors
     /// [`Error::Shape`] for a plane count, group or size that no kernel knows, [`Error::Length`] for a
@@ -33,7 +34,8 @@ impl<'a> Packed<'a> {
         shape: PlaneShape,
         group: usize,
         kind: ParamKind,
-        planes: &[&'a [u8]],
+        planes: usize,
+        parts: &[&'a [u8]],
         params: &'a [u8],
         row_scales: &'a [u8],
     ) -> Result<Packed<'a>> {
@@ -42,25 +44,27 @@ impl<'a> Packed<'a> {
             found: usize::MAX,
             allowed: "less than the address space",
         };
-        if planes.is_empty() || planes.len() > MAX_PLANES {
-            return Err(Error::Shape { what: "number of planes", found: planes.len(), allowed: "1 to 8" });
+        if !(1..=MAX_PLANES).contains(&planes) {
+            return Err(Error::Shape { what: "number of planes", found: planes, allowed: "1 to 8" });
         }
         if !GROUPS.contains(&group) {
             return Err(Error::Shape { what: "group", found: group, allowed: GROUPS_LIST });
         }
-        let plane_bytes = shape.plane_bytes().ok_or_else(too_large)?;
         let check = |what: String, expected, found| {
             if expected == found { Ok(()) } else { Err(Error::Length { what, expected, found }) }
         };
-        for (p, plane) in planes.iter().enumerate() {
-            check(format!("plane {p}"), plane_bytes, plane.len())?;
+        let widths = kind.widths(planes);
+        check("planes or fields".into(), widths.len(), parts.len())?;
+        for (i, (part, width)) in parts.iter().zip(widths).enumerate() {
+            let expected = kind.part_bytes(shape, *width).ok_or_else(too_large)?;
+            check(format!("plane or field {i}"), expected, part.len())?;
         }
-        let set = kind.set_bytes(shape, planes.len(), group).ok_or_else(too_large)?;
+        let set = kind.set_bytes(shape, planes, group).ok_or_else(too_large)?;
         check("parameter set".into(), set, params.len())?;
-        check("row scales".into(), kind.row_scale_bytes(shape, planes.len()), row_scales.len())?;
+        check("row scales".into(), kind.row_scale_bytes(shape, planes), row_scales.len())?;
         let mut all: [&[u8]; MAX_PLANES] = [&[]; MAX_PLANES];
-        all[..planes.len()].copy_from_slice(planes);
-        Ok(Packed { shape, group, kind, planes: all, count: planes.len(), params, row_scales })
+        all[..parts.len()].copy_from_slice(parts);
+        Ok(Packed { shape, group, kind, planes, parts: all, params, row_scales })
     }
 
     /// Rows and columns.
@@ -75,9 +79,13 @@ impl<'a> Packed<'a> {
     pub fn kind(&self) -> ParamKind {
         self.kind
     }
-    /// The planes, lowest first.
-    pub fn planes(&self) -> &[&'a [u8]] {
-        &self.planes[..self.count]
+    /// Number of planes, or bits of a code.
+    pub fn planes(&self) -> usize {
+        self.planes
+    }
+    /// The planes or fields, lowest bits first.
+    pub fn parts(&self) -> &[&'a [u8]] {
+        &self.parts[..self.kind.widths(self.planes).len()]
     }
     /// The parameter set, `[tile][group][coefficient][32]`.
     pub fn params(&self) -> &'a [u8] {
@@ -89,12 +97,12 @@ impl<'a> Packed<'a> {
     }
     /// Bytes that a matrix-vector product reads.
     pub fn bytes(&self) -> usize {
-        self.planes().iter().map(|p| p.len()).sum::<usize>() + self.params.len() + self.row_scales.len()
+        self.parts().iter().map(|p| p.len()).sum::<usize>() + self.params.len() + self.row_scales.len()
     }
 
     /// Coefficient `k` of a row and group as f32: exact, int8 kinds included.
     pub fn coefficient(&self, row: usize, group: usize, k: usize) -> f32 {
-        let n = self.kind.coefficients(self.count);
+        let n = self.kind.coefficients(self.planes);
         let (tile, r) = (row / TILE_ROWS, row % TILE_ROWS);
         let at = ((tile * self.shape.groups(self.group) + group) * n + k) * TILE_ROWS + r;
         let half = |b: &[u8], i: usize| f16::from_le_bytes([b[2 * i], b[2 * i + 1]]).to_f32();
@@ -127,7 +135,6 @@ impl<'a> Packed<'a> {
         }
         let mut codes = [0u8; 256];
         for (g, w) in out.chunks_mut(self.group).enumerate() {
-            // One group is at most 256 columns and starts at a pair: unpack just its part of the row.
             let codes = &mut codes[..w.len()];
             self.unpack_group(row, g, codes);
             let coef = |k| self.coefficient(row, g, k);
@@ -143,8 +150,8 @@ impl<'a> Packed<'a> {
                     }
                 }
                 ParamKind::Hlq16 | ParamKind::Hlq8 => {
-                    w.fill(coef(self.count));
-                    for p in 0..self.count {
+                    w.fill(coef(self.planes));
+                    for p in 0..self.planes {
                         let s = coef(p);
                         for (w, c) in w.iter_mut().zip(&*codes) {
                             *w += if c >> p & 1 == 1 { s } else { 0.0 };
@@ -156,14 +163,21 @@ impl<'a> Packed<'a> {
         Ok(())
     }
 
-    fn unpack_group(&self, row: usize, group: usize, codes: &mut [u8]) {
-        use super::p32::{BLOCK_BYTES, PAIR_COLS};
-        let skip = group * self.group / PAIR_COLS * BLOCK_BYTES;
-        let tile = row / TILE_ROWS * self.shape.tile_bytes();
+    /// Codes of row `row` from the start of `group` on, as many as `codes` has.
+    pub(crate) fn unpack_group(&self, row: usize, group: usize, codes: &mut [u8]) {
+        let (tile, from) = (row / TILE_ROWS, group * self.group);
         let mut parts: [&[u8]; MAX_PLANES] = [&[]; MAX_PLANES];
-        for (part, plane) in parts.iter_mut().zip(self.planes()) {
-            *part = &plane[tile + skip..tile + self.shape.tile_bytes()];
+        for ((tile_part, part), width) in
+            parts.iter_mut().zip(self.parts()).zip(self.kind.widths(self.planes))
+        {
+            let bytes = self.kind.part_tile_bytes(self.shape, *width);
+            *tile_part = &part[tile * bytes..(tile + 1) * bytes];
         }
-        unpack_row(PlaneShape { rows: 1, cols: codes.len() }, &parts[..self.count], row % TILE_ROWS, codes);
+        let parts = &parts[..self.parts().len()];
+        if self.kind.is_uniform() {
+            c32::unpack_row(self.planes, parts, row % TILE_ROWS, from, codes);
+        } else {
+            p32::unpack_row(parts, row % TILE_ROWS, from, codes);
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! One hash for each kernel over seeded inputs. Within a machine all tiers have to agree; the hashes are printed, so that
 //! machines of different architectures can be compared as well (`.ci/run aarch64`).
 
-use crate::common::{Matrix, Rng, kinds};
+use crate::common::{HLQ, Matrix, Rng, UNIFORM};
 use lutite_kernels::attention::{KvSlice, attend, to_f16};
-use lutite_kernels::int8::dot_2x2;
+use lutite_kernels::dot::{Block, product, quantize};
 use lutite_kernels::isa::Isa;
 use lutite_kernels::lut::{TableShape, Tables, gemv, table};
 use lutite_kernels::ops::{act, norm, rope, softmax};
@@ -41,13 +41,13 @@ fn vector(rng: &mut Rng, n: usize) -> Vec<f32> {
 /// Tables and products for every kind, number of planes and size of group, on odd shapes.
 fn look_ups(isa: Isa, h: &mut Hash) {
     let mut rng = Rng(11);
-    for kind in kinds() {
+    for kind in HLQ {
         for q in 1..=8 {
             for group in GROUPS {
                 let (rows, cols) = (1 + rng.below(80), 1 + rng.below(600));
                 let m = Matrix::random(&mut rng, rows, cols, q, group, kind);
                 let x = vector(&mut rng, cols);
-                let shape = TableShape { cols, group, fine: kind.is_uniform() };
+                let shape = TableShape { cols, group };
                 let mut entries = vec![0; shape.entries_len()];
                 let mut scales = vec![0.0; shape.scales_len()];
                 table::build(isa, shape, &x, &mut entries, &mut scales).unwrap();
@@ -117,12 +117,28 @@ fn attention(isa: Isa, h: &mut Hash) {
     }
 }
 
-fn byte_products(isa: Isa, h: &mut Hash) {
+/// Integer products of one and of three tokens, for every uniform kind, number of bits and size of group.
+fn products(isa: Isa, h: &mut Hash) {
     let mut rng = Rng(14);
-    for n in [1, 15, 16, 100, 1000] {
-        let rows: [Vec<i8>; 4] = [(); 4].map(|()| (0..n).map(|_| rng.next() as i8).collect());
-        for sum in dot_2x2(isa, [&rows[0], &rows[1]], [&rows[2], &rows[3]]).unwrap() {
-            h.bytes(&sum.to_le_bytes());
+    for kind in UNIFORM {
+        for bits in 1..=8 {
+            for group in GROUPS {
+                let (rows, cols) = (1 + rng.below(80), 1 + rng.below(600));
+                let m = Matrix::random(&mut rng, rows, cols, bits, group, kind);
+                let blocks = cols.div_ceil(32);
+                let mut x = vec![Block::default(); 3 * blocks];
+                for x in x.chunks_exact_mut(blocks) {
+                    quantize(isa, &vector(&mut rng, cols), x).unwrap();
+                }
+                let mut y = vec![[0.0; 32]; 3 * m.shape.tiles()];
+                product(isa, &m.view(), &x, 0..m.shape.tiles(), true, &mut y).unwrap();
+                for y in y[..y.len() - 3].iter() {
+                    h.floats(y); // the last tile has rows that mean nothing
+                }
+                let y = &mut y[..m.shape.tiles()];
+                product(isa, &m.view(), &x[..blocks], 0..m.shape.tiles(), true, y).unwrap();
+                h.floats(&y.as_flattened()[..rows]);
+            }
         }
     }
 }
@@ -134,7 +150,7 @@ fn bits_of_every_kernel() {
         ("look-ups", look_ups),
         ("operations", operations),
         ("attention", attention),
-        ("byte products", byte_products),
+        ("products", products),
     ];
     for (name, run) in families {
         let hash = |isa| {

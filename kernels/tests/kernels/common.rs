@@ -1,7 +1,7 @@
 //! Random packed matrices and activations, from a seed.
 
 use half::f16;
-use lutite_kernels::pack::{Packed, ParamKind, PlaneShape, p32};
+use lutite_kernels::pack::{Packed, ParamKind, PlaneShape, c32, p32};
 
 /// SplitMix64 (Steele, Lea, Flood 2014): small, seedable, good enough for test data.
 pub(crate) struct Rng(pub(crate) u64);
@@ -29,7 +29,9 @@ pub(crate) struct Matrix {
     pub(crate) shape: PlaneShape,
     pub(crate) group: usize,
     pub(crate) kind: ParamKind,
-    pub(crate) planes: Vec<Vec<u8>>,
+    pub(crate) planes: usize,
+    /// Planes or fields.
+    pub(crate) parts: Vec<Vec<u8>>,
     pub(crate) params: Vec<u8>,
     pub(crate) row_scales: Vec<u8>,
 }
@@ -44,14 +46,23 @@ impl Matrix {
         kind: ParamKind,
     ) -> Matrix {
         let shape = PlaneShape { rows, cols };
-        let mut planes = vec![vec![0u8; shape.plane_bytes().unwrap()]; q];
+        let bytes = |width: &usize| kind.part_bytes(shape, *width).unwrap();
+        let mut all: Vec<_> = kind.widths(q).iter().map(|w| vec![0u8; bytes(w)]).collect();
         for tile in 0..shape.tiles() {
             let n = (rows - 32 * tile).min(32);
             let codes: Vec<u8> = (0..n * cols).map(|_| rng.next() as u8).collect();
-            let tb = shape.tile_bytes();
-            let mut parts: Vec<&mut [u8]> =
-                planes.iter_mut().map(|p| &mut p[tile * tb..(tile + 1) * tb]).collect();
-            p32::pack_tile(shape, &codes, &mut parts).unwrap();
+            let mut parts: Vec<&mut [u8]> = all
+                .iter_mut()
+                .map(|p| {
+                    let bytes = p.len() / shape.tiles();
+                    &mut p[tile * bytes..(tile + 1) * bytes]
+                })
+                .collect();
+            if kind.is_uniform() {
+                c32::pack_tile(shape, &codes, q, &mut parts).unwrap();
+            } else {
+                p32::pack_tile(shape, &codes, &mut parts).unwrap();
+            }
         }
         let halves = |rng: &mut Rng, bytes: usize| -> Vec<u8> {
             (0..bytes / 2).flat_map(|_| f16::from_f32(rng.normal() * 0.05).to_le_bytes()).collect()
@@ -64,23 +75,45 @@ impl Matrix {
             _ => halves(rng, set),
         };
         let row_scales = halves(rng, kind.row_scale_bytes(shape, q));
-        Matrix { shape, group, kind, planes, params, row_scales }
+        Matrix { shape, group, kind, planes: q, parts: all, params, row_scales }
     }
 
     pub(crate) fn view(&self) -> Packed<'_> {
-        let planes: Vec<&[u8]> = self.planes.iter().map(Vec::as_slice).collect();
-        Packed::new(self.shape, self.group, self.kind, &planes, &self.params, &self.row_scales).unwrap()
+        let parts: Vec<&[u8]> = self.parts.iter().map(Vec::as_slice).collect();
+        let Matrix { shape, group, kind, planes, .. } = *self;
+        Packed::new(shape, group, kind, planes, &parts, &self.params, &self.row_scales).unwrap()
     }
 }
 
-pub(crate) fn kinds() -> [ParamKind; 7] {
-    [
-        ParamKind::Hlq16,
-        ParamKind::Hlq8,
-        ParamKind::Uniform,
-        ParamKind::Centered(8),
-        ParamKind::Centered(128),
-        ParamKind::UniformK,
-        ParamKind::CenteredK(32),
-    ]
+pub(crate) const HLQ: [ParamKind; 2] = [ParamKind::Hlq16, ParamKind::Hlq8];
+
+pub(crate) const UNIFORM: [ParamKind; 5] = [
+    ParamKind::Uniform,
+    ParamKind::Centered(8),
+    ParamKind::Centered(128),
+    ParamKind::UniformK,
+    ParamKind::CenteredK(32),
+];
+
+/// Equal bits, any NaN equal to any NaN.
+pub(crate) fn same(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len()
+        && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()))
+}
+
+/// Activations of all kinds that are hard on kernels; 0 and above 8 are the normal ones.
+pub(crate) fn activations(rng: &mut Rng, cols: usize, style: usize) -> Vec<f32> {
+    let mut x: Vec<f32> = (0..cols).map(|_| rng.normal()).collect();
+    match style {
+        1 => x.fill(0.0),
+        2 => x.iter_mut().for_each(|x| *x = 3.5f32.copysign(*x)),
+        3 => x[rng.below(cols)] = 1e4,
+        4 => x.iter_mut().for_each(|x| *x *= 1e-40),
+        5 => x.iter_mut().for_each(|x| *x *= 1e30),
+        6 => x.iter_mut().for_each(|x| *x *= -0.0),
+        7 => x[rng.below(cols)] = f32::NAN,
+        8 => x[rng.below(cols)] = f32::INFINITY,
+        _ => {}
+    }
+    x
 }

@@ -1,22 +1,17 @@
 //! The look-up kernels against their slow twins: bit for bit between tiers, and within the tables'
 //! rounding error of the dequantized weights.
 
-use crate::common::{Matrix, Rng, kinds};
+use crate::common::{HLQ, Matrix, Rng, UNIFORM, activations, same};
 use lutite_kernels::isa::Isa;
+use lutite_kernels::lut::table::PAIR_BYTES;
 use lutite_kernels::lut::{TableShape, Tables, gemv, table};
 use lutite_kernels::pack::{GROUPS, Packed, ParamKind};
 use lutite_kernels::reference;
 use proptest::prelude::*;
 
-/// Equal bits, any NaN equal to any NaN.
-fn same(a: &[f32], b: &[f32]) -> bool {
-    a.len() == b.len()
-        && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()))
-}
-
 /// Tables built in one go and the product over `tiles` tiles at a time.
 fn lut(isa: Isa, m: &Matrix, x: &[f32], tiles: usize) -> Vec<f32> {
-    let shape = TableShape { cols: m.shape.cols, group: m.group, fine: m.kind.is_uniform() };
+    let shape = TableShape { cols: m.shape.cols, group: m.group };
     let mut entries = vec![0xa5; shape.entries_len()];
     let mut scales = vec![f32::NAN; shape.scales_len()];
     table::build(isa, shape, x, &mut entries, &mut scales).unwrap();
@@ -29,22 +24,6 @@ fn lut(isa: Isa, m: &Matrix, x: &[f32], tiles: usize) -> Vec<f32> {
     y
 }
 
-fn activations(rng: &mut Rng, cols: usize, style: usize) -> Vec<f32> {
-    let mut x: Vec<f32> = (0..cols).map(|_| rng.normal()).collect();
-    match style {
-        1 => x.fill(0.0),
-        2 => x.iter_mut().for_each(|x| *x = 3.5f32.copysign(*x)),
-        3 => x[rng.below(cols)] = 1e4,
-        4 => x.iter_mut().for_each(|x| *x *= 1e-40),
-        5 => x.iter_mut().for_each(|x| *x *= 1e30),
-        6 => x.iter_mut().for_each(|x| *x *= -0.0),
-        7 => x[rng.below(cols)] = f32::NAN,
-        8 => x[rng.below(cols)] = f32::INFINITY,
-        _ => {}
-    }
-    x
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
@@ -55,7 +34,7 @@ proptest! {
         cols in 1usize..400,
         q in 1usize..=8,
         group in prop::sample::select(GROUPS.to_vec()),
-        kind in prop::sample::select(kinds().to_vec()),
+        kind in prop::sample::select(HLQ.to_vec()),
         style in 0usize..9,
         tiles in 1usize..4,
     ) {
@@ -75,7 +54,7 @@ proptest! {
 #[test]
 fn error_against_exact_weights_is_the_tables_rounding() {
     let mut rng = Rng(7);
-    for kind in kinds() {
+    for kind in HLQ {
         for q in 1..=8 {
             for group in GROUPS {
                 let m = Matrix::random(&mut rng, 64, 1024, q, group, kind);
@@ -88,20 +67,14 @@ fn error_against_exact_weights_is_the_tables_rounding() {
                         let s: f64 = (0..1024 / group)
                             .map(|g| {
                                 let k = |k| f64::from(m.view().coefficient(r, g, k));
-                                let s2: f64 = match kind {
-                                    ParamKind::Hlq16 | ParamKind::Hlq8 => (0..q).map(|p| k(p).powi(2)).sum(),
-                                    _ => (0..q).map(|p| (k(0) * f64::from(1 << p)).powi(2)).sum(),
-                                };
-                                s2 / 4.0 * group as f64
+                                (0..q).map(|p| k(p).powi(2)).sum::<f64>() / 4.0 * group as f64
                             })
                             .sum();
                         s
                     })
                     .sum();
                 let err: f64 = exact.iter().zip(&y).map(|(e, y)| (e - f64::from(*y)).powi(2)).sum();
-                // Refined top planes leave a sixteenth of the error.
-                let bound = if kind.is_uniform() { 1e-5 } else { 1e-4 };
-                assert!(err / plane_energy < bound, "{kind:?} q={q} g={group}: {:.1e}", err / plane_energy);
+                assert!(err / plane_energy < 1e-4, "{kind:?} q={q} g={group}: {:.1e}", err / plane_energy);
             }
         }
     }
@@ -110,12 +83,12 @@ fn error_against_exact_weights_is_the_tables_rounding() {
 /// All table entries at their bound of +-127, all bits equal: the largest sums there can be.
 #[test]
 fn sums_at_their_bound_stay_exact() {
-    for kind in kinds() {
+    for kind in HLQ {
         for q in 1..=8 {
             for group in GROUPS {
                 let mut m = Matrix::random(&mut Rng(3), 32, 512, q, group, kind);
                 for fill in [0x00, 0xff] {
-                    m.planes.iter_mut().for_each(|p| p.fill(fill));
+                    m.parts.iter_mut().for_each(|p| p.fill(fill));
                     let x = vec![1.0; 512];
                     let slow = reference::gemv_lut(&m.view(), &x);
                     for isa in Isa::available() {
@@ -131,15 +104,16 @@ fn sums_at_their_bound_stay_exact() {
 #[test]
 fn unaligned_buffers_give_equal_bits() {
     let mut rng = Rng(5);
-    for kind in kinds() {
+    for kind in HLQ {
         let m = Matrix::random(&mut rng, 70, 200, 6, 64, kind);
         let off = |bytes: &[u8]| [&[0u8], bytes].concat();
-        let planes: Vec<Vec<u8>> = m.planes.iter().map(|p| off(p)).collect();
+        let planes: Vec<Vec<u8>> = m.parts.iter().map(|p| off(p)).collect();
         let planes: Vec<&[u8]> = planes.iter().map(|p| &p[1..]).collect();
         let (params, row_scales) = (off(&m.params), off(&m.row_scales));
-        let w = Packed::new(m.shape, m.group, kind, &planes, &params[1..], &row_scales[1..]).unwrap();
+        let w =
+            Packed::new(m.shape, m.group, kind, m.planes, &planes, &params[1..], &row_scales[1..]).unwrap();
         let x: Vec<f32> = (0..200).map(|_| rng.normal()).collect();
-        let shape = TableShape { cols: 200, group: 64, fine: kind.is_uniform() };
+        let shape = TableShape { cols: 200, group: 64 };
         for isa in Isa::available() {
             let (mut e, mut s) = (vec![0; shape.entries_len() + 1], vec![0.0; shape.scales_len()]);
             table::build(isa, shape, &x, &mut e[1..], &mut s).unwrap();
@@ -155,9 +129,9 @@ fn unaligned_buffers_give_equal_bits() {
 fn tables_built_in_parts_equal_tables_built_at_once() {
     let mut rng = Rng(11);
     let x: Vec<f32> = (0..700).map(|_| rng.normal()).collect();
-    for (group, fine) in GROUPS.into_iter().flat_map(|g| [(g, false), (g, true)]) {
+    for group in GROUPS {
         for isa in Isa::available() {
-            let all = TableShape { cols: 700, group, fine };
+            let all = TableShape { cols: 700, group };
             let (mut e, mut s) = (vec![0; all.entries_len()], vec![0.0; all.scales_len()]);
             table::build(isa, all, &x, &mut e, &mut s).unwrap();
             let (mut e2, mut s2) = (e.clone(), s.clone());
@@ -165,7 +139,7 @@ fn tables_built_in_parts_equal_tables_built_at_once() {
             s2.fill(1.0);
             let parts = x
                 .chunks(256)
-                .zip(e2.chunks_mut(32 * all.pair_len()))
+                .zip(e2.chunks_mut(32 * PAIR_BYTES))
                 .zip(s2.chunks_mut(256 / group * all.scales_per_group()));
             for ((x, e), s) in parts {
                 table::build(isa, TableShape { cols: x.len(), ..all }, x, e, s).unwrap();
@@ -179,7 +153,7 @@ fn tables_built_in_parts_equal_tables_built_at_once() {
 fn empty_and_unfitting_inputs_are_errors_or_nothing() {
     let mut rng = Rng(1);
     let m = Matrix::random(&mut rng, 40, 64, 2, 32, ParamKind::Hlq16);
-    let shape = TableShape { cols: 64, group: 32, fine: false };
+    let shape = TableShape { cols: 64, group: 32 };
     let (mut e, mut s) = (vec![0; shape.entries_len()], vec![0.0; shape.scales_len()]);
     let isa = Isa::detect();
     assert!(table::build(isa, shape, &[0.0; 63], &mut e, &mut s).is_err());
@@ -188,10 +162,13 @@ fn empty_and_unfitting_inputs_are_errors_or_nothing() {
     gemv(isa, &m.view(), &t, 1..1, true, &mut []).unwrap();
     assert!(gemv(isa, &m.view(), &t, 0..2, true, &mut [0.0; 39]).is_err());
     assert!(gemv(isa, &m.view(), &t, 1..3, true, &mut [0.0; 8]).is_err());
-    let other = TableShape { cols: 64, group: 64, fine: false };
+    let other = TableShape { cols: 64, group: 64 };
     let t2 = Tables::new(other, &e, &s[..other.scales_len()]).unwrap();
     let message = gemv(isa, &m.view(), &t2, 0..2, true, &mut [0.0; 40]).unwrap_err().to_string();
     assert!(message.contains("group"), "{message}");
     let zero = Matrix::random(&mut rng, 0, 64, 2, 32, ParamKind::Hlq16);
     gemv(isa, &zero.view(), &t, 0..0, true, &mut []).unwrap();
+    let codes = Matrix::random(&mut rng, 40, 64, 2, 32, UNIFORM[0]);
+    let message = gemv(isa, &codes.view(), &t, 0..2, true, &mut [0.0; 40]).unwrap_err().to_string();
+    assert!(message.contains("hlq16"), "{message}");
 }

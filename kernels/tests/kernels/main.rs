@@ -2,6 +2,6 @@
 
 mod bits;
 mod common;
+mod dot;
 mod gemv;
-mod int8;
 mod ops;

@@ -4,7 +4,8 @@
 //!
 //! | name | type | dimensions (fastest first) |
 //! |---|---|---|
-//! | `blk.3.ffn_up.p0` .. `.p{q-1}` | I8 | `[bytes of a tile, tiles]`, layout P32 |
+//! | `blk.3.ffn_up.p0` .. `.p{q-1}` (`hlq16`, `hlq8`) | I8 | `[bytes of a tile, tiles]`, layout P32 |
+//! | `blk.3.ffn_up.c8`, `.c4`, `.c2`, `.c1` (the other kinds), those that q is made of | I8 | `[bytes of a tile, tiles]`, layout C32 |
 //! | `blk.3.ffn_up.s{q}` | F16, or I8 for `hlq8`, `uniformk`, `centeredk` | `[32, coefficients, groups, tiles]` |
 //! | `blk.3.ffn_up.r{q}` (`hlq8`) | F16 | `[32, coefficients, tiles]` |
 //! | `blk.3.ffn_up.r{q}` (`uniformk`, `centeredk`) | F16 | `[32, coefficients, superblocks of 256 columns, tiles]` |
@@ -14,11 +15,11 @@
 //! `output kind=centered:128 rows=49152 cols=576 planes=8 group=32`.
 
 use lutite_kernels::ggml::GgmlType;
-use lutite_kernels::pack::p32::{LAYOUT_HASH, LAYOUT_ID, TILE_ROWS};
-use lutite_kernels::pack::{GROUPS, GROUPS_LIST, MAX_PLANES, ParamKind, PlaneShape};
+use lutite_kernels::pack::p32::TILE_ROWS;
+use lutite_kernels::pack::{GROUPS, GROUPS_LIST, MAX_PLANES, ParamKind, PlaneShape, c32, p32};
 
-/// Version of the packed format that is written; a reader refuses a greater one.
-pub const FORMAT_VERSION: u32 = 1;
+/// Version of the packed format that is read and written.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Prefix of `general.architecture` in packed files, so that other programs refuse them by name.
 pub const ARCH_PREFIX: &str = "lut-";
@@ -27,9 +28,10 @@ pub const ARCH_PREFIX: &str = "lut-";
 /// what belongs to a weight overflows.
 const MAX_SIDE: usize = 1 << 24;
 
-/// The layout's name and hash as written under `lutite.layout`.
+/// The layouts' names and hashes as written under `lutite.layout`.
 pub fn layout_tag() -> String {
-    format!("{LAYOUT_ID} {LAYOUT_HASH:016x}")
+    let (p, c) = (p32::LAYOUT_HASH, c32::LAYOUT_HASH);
+    format!("{} {p:016x} {} {c:016x}", p32::LAYOUT_ID, c32::LAYOUT_ID)
 }
 
 /// One line of `lutite.tensors`: shape and kind of a packed matrix.
@@ -41,7 +43,7 @@ pub struct PackedInfo {
     pub kind: ParamKind,
     /// Rows and columns.
     pub shape: PlaneShape,
-    /// Number of planes.
+    /// Number of planes, or bits of a code.
     pub planes: usize,
     /// Columns per group.
     pub group: usize,
@@ -106,15 +108,21 @@ impl PackedInfo {
 
     /// Bytes of all of its tensors; `None` on overflow.
     pub fn bytes(&self) -> Option<usize> {
-        let planes = self.shape.plane_bytes()?.checked_mul(self.planes)?;
+        let parts = |sum: usize, width: &usize| sum.checked_add(self.kind.part_bytes(self.shape, *width)?);
+        let planes = self.kind.widths(self.planes).iter().try_fold(0, parts)?;
         let params = self.kind.set_bytes(self.shape, self.planes, self.group)?;
         let scales = self.kind.row_scale_bytes(self.shape, self.planes);
         planes.checked_add(params)?.checked_add(scales)
     }
 
-    /// Name of plane `p`'s tensor.
-    pub fn plane_name(&self, p: usize) -> String {
-        format!("{}.p{p}", self.name)
+    /// Names of the tensors of its planes or fields, lowest bits first.
+    pub fn part_names(&self) -> Vec<String> {
+        let widths = self.kind.widths(self.planes).iter().enumerate();
+        let name = |(p, width): (usize, &usize)| match self.kind.is_uniform() {
+            true => format!("{}.c{width}", self.name),
+            false => format!("{}.p{p}", self.name),
+        };
+        widths.map(name).collect()
     }
     /// Name of the parameter set's tensor.
     pub fn params_name(&self) -> String {
@@ -131,9 +139,9 @@ impl PackedInfo {
         let tiles = n(self.shape.tiles());
         let coefficients = n(self.kind.coefficients(self.planes));
         let groups = n(self.shape.groups(self.group));
-        let plane = vec![n(self.shape.tile_bytes()), tiles];
-        let mut all: Vec<_> =
-            (0..self.planes).map(|p| (self.plane_name(p), GgmlType::I8, plane.clone())).collect();
+        let parts = self.part_names().into_iter().zip(self.kind.widths(self.planes));
+        let dims = |width: &usize| vec![n(self.kind.part_tile_bytes(self.shape, *width)), tiles];
+        let mut all: Vec<_> = parts.map(|(name, width)| (name, GgmlType::I8, dims(width))).collect();
         let ty = if self.kind.coefficient_bytes() == 1 { GgmlType::I8 } else { GgmlType::F16 };
         all.push((self.params_name(), ty, vec![n(TILE_ROWS), coefficients, groups, tiles]));
         if let Some(name) = self.row_scales_name() {

@@ -226,7 +226,7 @@ impl Recipe {
     fn bytes_in_memory(&self, matrices: &[PackedInfo]) -> u64 {
         let s = self.sizes;
         let table = if s.tied { 0 } else { q4_0_bytes(s.dim * s.vocab) as u64 };
-        let planes = matrices.iter().filter_map(|i| i.shape.plane_bytes()).max().unwrap_or(0) as u64;
+        let planes = matrices.iter().filter_map(largest_part).max().unwrap_or(0) as u64;
         self.bytes_per_token() + table + table.max(planes)
     }
 
@@ -245,6 +245,11 @@ impl Recipe {
     }
 }
 
+/// Bytes of the largest plane or field of a matrix.
+fn largest_part(i: &PackedInfo) -> Option<usize> {
+    i.kind.part_bytes(i.shape, *i.kind.widths(i.planes).iter().max()?)
+}
+
 /// ggml's blocks of 32 weights: an f16 and 16 bytes of codes.
 const Q4_0_BLOCK: usize = 18;
 
@@ -260,13 +265,14 @@ struct Fill {
 }
 
 impl Fill {
-    /// One matrix: random planes, and scales for which a product of unit inputs has about unit variance, so
+    /// One matrix: random codes, and scales for which a product of unit inputs has about unit variance, so
     /// that all numbers stay in range through any number of layers.
     fn matrix(&mut self, info: &PackedInfo, out: &mut GgufStream) -> anyhow::Result<()> {
         let parameters = parameters(info);
+        let parts = info.part_names().len();
         for (i, (name, ty, dims)) in info.tensors().iter().enumerate() {
             let values = dims.iter().product::<u64>() as usize;
-            match (i < info.planes, ty) {
+            match (i < parts, ty) {
                 (true, _) => self.random(values),
                 (false, GgmlType::I8) => {
                     self.scratch.clear();
@@ -408,15 +414,10 @@ mod tests {
             let file = out.finish().unwrap();
             let gguf = lutite_runtime::store::Gguf::parse(&file).unwrap();
             let parts: Vec<&[u8]> = gguf.tensors().iter().map(|t| t.data).collect();
-            let scales = parts.get(planes + 1).copied().unwrap_or(&[]);
-            let packed = lutite_kernels::pack::Packed::new(
-                shape,
-                info.group,
-                kind,
-                &parts[..planes],
-                parts[planes],
-                scales,
-            );
+            let (parts, rest) = parts.split_at(info.part_names().len());
+            let scales = rest.get(1).copied().unwrap_or(&[]);
+            let packed =
+                lutite_kernels::pack::Packed::new(shape, info.group, kind, planes, parts, rest[0], scales);
             let mut row = vec![0.0; shape.cols];
             packed.unwrap().dequantize_row(40, &mut row).unwrap();
             let variance = row.iter().map(|w| w * w).sum::<f32>();

@@ -1,4 +1,4 @@
-//! Stage A: import that rounds nothing. A type's own codes become planes, its scales (and minima) become the
+//! Stage A: import that rounds nothing. A type's own codes stay codes, its scales (and minima) become the
 //! parameters as they are.
 
 use crate::pack::TileOut;

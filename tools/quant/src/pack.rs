@@ -7,7 +7,8 @@ use crate::imatrix::Imatrix;
 use crate::loss::Loss;
 use crate::plan::{Job, Plan, Step};
 use lutite_kernels::ggml::dequantize_row;
-use lutite_kernels::pack::p32::{TILE_ROWS, pack_tile};
+use lutite_kernels::pack::p32::TILE_ROWS;
+use lutite_kernels::pack::{c32, p32};
 use lutite_runtime::store::{
     ARCH_PREFIX, Bytes, FORMAT_VERSION, Gguf, GgufStream, GgufWriter, announce_checksums, layout_tag,
     seal_checksums,
@@ -187,15 +188,15 @@ const ITERATIONS: usize = 20;
 
 /// One tile of every tensor of a matrix.
 pub(crate) struct TileOut<'a> {
-    /// One tile of each plane.
-    pub(crate) planes: Vec<&'a mut [u8]>,
+    /// One tile of each plane or field.
+    pub(crate) parts: Vec<&'a mut [u8]>,
     /// `[group][coefficient][32]`.
     pub(crate) params: &'a mut [u8],
     /// `[coefficient][32]`, or empty.
     pub(crate) row_scales: &'a mut [u8],
 }
 
-/// Packs one matrix: planes, parameters and row scales (if any), in the order of `PackedInfo::tensors`.
+/// Packs one matrix: planes or fields, parameters and row scales (if any), in the order of `PackedInfo::tensors`.
 fn matrix(
     j: &Job<'_>,
     importance: Option<&[f32]>,
@@ -204,21 +205,22 @@ fn matrix(
 ) -> Result<Vec<Vec<u8>>> {
     let i = &j.info;
     let too_large = || Error::Tensor { name: i.name.clone(), why: "is larger than the address space".into() };
-    let plane_bytes = i.shape.plane_bytes().ok_or_else(too_large)?;
+    let part = |width: &usize| Ok(vec![0u8; i.kind.part_bytes(i.shape, *width).ok_or_else(too_large)?]);
     let set_bytes = i.kind.set_bytes(i.shape, i.planes, i.group).ok_or_else(too_large)?;
     let scale_bytes = i.kind.row_scale_bytes(i.shape, i.planes);
-    let mut parts = vec![vec![0u8; plane_bytes]; i.planes];
+    let mut parts = i.kind.widths(i.planes).iter().map(part).collect::<Result<Vec<_>>>()?;
     let mut params = vec![0u8; set_bytes];
     let mut row_scales = vec![0u8; scale_bytes];
 
     let tiles = i.shape.tiles();
     let mut outs: Vec<TileOut<'_>> = params
         .chunks_exact_mut((set_bytes / tiles).max(1))
-        .map(|params| TileOut { planes: Vec::with_capacity(i.planes), params, row_scales: &mut [] })
+        .map(|params| TileOut { parts: Vec::with_capacity(i.planes), params, row_scales: &mut [] })
         .collect();
-    for plane in &mut parts {
-        for (out, tile) in outs.iter_mut().zip(plane.chunks_exact_mut(i.shape.tile_bytes())) {
-            out.planes.push(tile);
+    for part in &mut parts {
+        let bytes = part.len() / tiles;
+        for (out, tile) in outs.iter_mut().zip(part.chunks_exact_mut(bytes)) {
+            out.parts.push(tile);
         }
     }
     if scale_bytes > 0 {
@@ -242,7 +244,11 @@ fn matrix(
             dequantize_row(j.source.ty, bytes, &mut w).map_err(|e| failed(e.to_string()))?;
             fitted(j, rows.start, &w, importance, &mut out)?
         };
-        pack_tile(i.shape, &codes, &mut out.planes)?;
+        if i.kind.is_uniform() {
+            c32::pack_tile(i.shape, &codes, i.planes, &mut out.parts)?;
+        } else {
+            p32::pack_tile(i.shape, &codes, &mut out.parts)?;
+        }
         advance(bytes.len() as u64);
         Ok(())
     })?;

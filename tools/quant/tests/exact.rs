@@ -1,4 +1,4 @@
-//! Exact import: planes give back the source's dequantized values bit for bit.
+//! Exact import: codes give back the source's dequantized values bit for bit.
 
 use lutite_kernels::ggml::{GgmlType, dequantize_row};
 use lutite_kernels::pack::Packed;
@@ -33,10 +33,11 @@ fn compare(source: &[u8], packed: &[u8]) -> usize {
     for line in packed.str_array("lutite.tensors").unwrap().unwrap() {
         let info = PackedInfo::parse(line).unwrap();
         let data = |name: &str| packed.require(name).unwrap().data;
-        let planes: Vec<&[u8]> = (0..info.planes).map(|p| data(&info.plane_name(p))).collect();
+        let parts: Vec<&[u8]> = info.part_names().iter().map(|name| data(name)).collect();
         let row_scales = info.row_scales_name().map_or(&[][..], |name| data(&name));
         let params = data(&info.params_name());
-        let w = Packed::new(info.shape, info.group, info.kind, &planes, params, row_scales).unwrap();
+        let PackedInfo { shape, group, kind, planes, .. } = info;
+        let w = Packed::new(shape, group, kind, planes, &parts, params, row_scales).unwrap();
         let t = source.require(&format!("{}.weight", info.name)).unwrap();
         let cols = info.shape.cols;
         let (mut got, mut want) = (vec![0.0; cols], vec![0.0; cols]);

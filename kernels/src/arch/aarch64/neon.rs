@@ -4,7 +4,7 @@
 //! `sdot` and `smmla` have no stable intrinsics yet (rust-lang/rust 117224 and 117223), and neither has the conversion
 //! of half floats (136306), though it is part of NEON's baseline: one line of assembly each.
 
-use crate::simd::{BIAS, FINE_BIAS, FINE_STEPS, Kernel, LANES, Simd, TILE};
+use crate::simd::{BIAS, Kernel, LANES, Simd, TILE};
 use core::arch::aarch64::*;
 use core::arch::asm;
 use core::marker::PhantomData;
@@ -37,8 +37,8 @@ pub(crate) struct I8mm;
 
 /// What a level adds: how to enter it, and its integer products.
 pub(crate) trait Level: Copy {
-    /// See [`Simd::Products`].
-    type Products: Copy;
+    /// See [`Simd::Pair`].
+    type Pair: Copy;
 
     /// Whether this processor has the level.
     fn detected() -> bool;
@@ -49,17 +49,51 @@ pub(crate) trait Level: Copy {
     /// The processor must have them.
     unsafe fn enter<K: Kernel>(s: Neon<Self>, k: K) -> K::Output;
 
-    /// See [`Simd::products_zero`].
-    fn products_zero() -> Self::Products;
-
-    /// See [`Simd::products_add`].
+    /// Adds the products of 4 rows' 4 columns with the same 4 activations, four times.
     ///
     /// # Safety
     /// The processor must have the level's features.
-    unsafe fn products_add(t: Self::Products, a: [int8x16_t; 2], b: [int8x16_t; 2]) -> Self::Products;
+    unsafe fn dot(sums: int32x4_t, c: int8x16_t, a: int8x16_t) -> int32x4_t;
 
-    /// See [`Simd::products_sums`].
-    fn products_sums(t: Self::Products) -> [i32; 4];
+    /// No products added yet.
+    fn pair_zero() -> Self::Pair;
+
+    /// Adds the products of 8 columns with those of two tokens, one after another in `a`.
+    ///
+    /// # Safety
+    /// The processor must have the level's features.
+    unsafe fn pair_dot(sums: Self::Pair, c: [Codes; 2], a: int8x16_t) -> Self::Pair;
+
+    /// Either token's sums.
+    fn pair_sums(sums: Self::Pair) -> [Dots; 2];
+}
+
+/// 4 signed codes of each of 4 rows in every register.
+type Codes = [int8x16_t; 8];
+/// 4 rows in every register.
+type Dots = [int32x4_t; 8];
+
+/// [`Level::pair_dot`] by [`Level::dot`].
+///
+/// # Safety
+/// The processor must have the level's features.
+#[inline(always)]
+unsafe fn pair_by_dots<L: Level>(mut sums: [Dots; 2], c: [Codes; 2], a: int8x16_t) -> [Dots; 2] {
+    let four = op!({
+        let a = vreinterpretq_s32_s8(a);
+        [vdupq_laneq_s32::<0>(a), vdupq_laneq_s32::<1>(a), vdupq_laneq_s32::<2>(a), vdupq_laneq_s32::<3>(a)]
+            .map(|a| vreinterpretq_s8_s32(a))
+    });
+    for t in 0..2 {
+        for i in 0..8 {
+            // SAFETY: the caller vouches for the features.
+            unsafe {
+                sums[t][i] = L::dot(sums[t][i], c[0][i], four[2 * t]);
+                sums[t][i] = L::dot(sums[t][i], c[1][i], four[2 * t + 1]);
+            }
+        }
+    }
+    sums
 }
 
 impl<L: Level> Neon<L> {
@@ -94,21 +128,8 @@ fn run_i8mm<K: Kernel>(s: Neon<I8mm>, k: K) -> K::Output {
     k.run(s)
 }
 
-/// The four products of two rows with two others, 4 lanes each.
-type Lanes = [int32x4_t; 4];
-
-#[inline(always)]
-fn lanes_zero() -> Lanes {
-    op!([vdupq_n_s32(0); 4])
-}
-
-#[inline(always)]
-fn lanes_sums(t: Lanes) -> [i32; 4] {
-    op!([vaddvq_s32(t[0]), vaddvq_s32(t[1]), vaddvq_s32(t[2]), vaddvq_s32(t[3])])
-}
-
 impl Level for Base {
-    type Products = Lanes;
+    type Pair = [Dots; 2];
 
     fn detected() -> bool {
         true // asserted at the head of this file
@@ -117,30 +138,31 @@ impl Level for Base {
     unsafe fn enter<K: Kernel>(s: Neon<Base>, k: K) -> K::Output {
         run_base(s, k)
     }
+    /// Two products of a byte of -128..=127 and one of +-127 fit 16 bits.
     #[inline(always)]
-    fn products_zero() -> Lanes {
-        lanes_zero()
+    unsafe fn dot(sums: int32x4_t, c: int8x16_t, a: int8x16_t) -> int32x4_t {
+        op!({
+            let two = vpaddq_s16(vmull_s8(vget_low_s8(c), vget_low_s8(a)), vmull_high_s8(c, a));
+            vpadalq_s16(sums, two)
+        })
     }
     #[inline(always)]
-    unsafe fn products_add(mut t: Lanes, a: [int8x16_t; 2], b: [int8x16_t; 2]) -> Lanes {
-        for i in 0..4 {
-            let (a, b) = (a[i / 2], b[i % 2]);
-            // A product of two bytes is at most 2^14: two of them in 16 bits would overflow at (-128)^2 + (-128)^2.
-            op!({
-                t[i] = vpadalq_s16(t[i], vmull_s8(vget_low_s8(a), vget_low_s8(b)));
-                t[i] = vpadalq_s16(t[i], vmull_high_s8(a, b));
-            });
-        }
-        t
+    fn pair_zero() -> [Dots; 2] {
+        [[op!(vdupq_n_s32(0)); 8]; 2]
     }
     #[inline(always)]
-    fn products_sums(t: Lanes) -> [i32; 4] {
-        lanes_sums(t)
+    unsafe fn pair_dot(sums: [Dots; 2], c: [Codes; 2], a: int8x16_t) -> [Dots; 2] {
+        // SAFETY: the base needs no features.
+        unsafe { pair_by_dots::<Self>(sums, c, a) }
+    }
+    #[inline(always)]
+    fn pair_sums(sums: [Dots; 2]) -> [Dots; 2] {
+        sums
     }
 }
 
 impl Level for Dot {
-    type Products = Lanes;
+    type Pair = [Dots; 2];
 
     fn detected() -> bool {
         std::arch::is_aarch64_feature_detected!("dotprod")
@@ -151,30 +173,33 @@ impl Level for Dot {
         unsafe { run_dot(s, k) }
     }
     #[inline(always)]
-    fn products_zero() -> Lanes {
-        lanes_zero()
-    }
-    #[inline(always)]
-    unsafe fn products_add(mut t: Lanes, a: [int8x16_t; 2], b: [int8x16_t; 2]) -> Lanes {
-        for i in 0..4 {
-            // SAFETY: registers only; the caller vouches for dotprod.
-            unsafe {
-                asm!(".arch_extension dotprod", "sdot {0:v}.4s, {1:v}.16b, {2:v}.16b", ".arch_extension nodotprod",
-                    inout(vreg) t[i], in(vreg) a[i / 2], in(vreg) b[i % 2],
-                    options(pure, nomem, nostack, preserves_flags));
-            }
+    unsafe fn dot(mut sums: int32x4_t, c: int8x16_t, a: int8x16_t) -> int32x4_t {
+        // SAFETY: registers only; the caller vouches for dotprod.
+        unsafe {
+            asm!(".arch_extension dotprod", "sdot {0:v}.4s, {1:v}.16b, {2:v}.16b", ".arch_extension nodotprod",
+                inout(vreg) sums, in(vreg) c, in(vreg) a,
+                options(pure, nomem, nostack, preserves_flags));
         }
-        t
+        sums
     }
     #[inline(always)]
-    fn products_sums(t: Lanes) -> [i32; 4] {
-        lanes_sums(t)
+    fn pair_zero() -> [Dots; 2] {
+        Base::pair_zero()
+    }
+    #[inline(always)]
+    unsafe fn pair_dot(sums: [Dots; 2], c: [Codes; 2], a: int8x16_t) -> [Dots; 2] {
+        // SAFETY: the caller vouches for dotprod.
+        unsafe { pair_by_dots::<Self>(sums, c, a) }
+    }
+    #[inline(always)]
+    fn pair_sums(sums: [Dots; 2]) -> [Dots; 2] {
+        sums
     }
 }
 
 impl Level for I8mm {
-    /// Row by row: `[a0 b0, a0 b1, a1 b0, a1 b1]`.
-    type Products = int32x4_t;
+    /// Two rows in every register: `[row 0 token 0, row 0 token 1, row 1 token 0, row 1 token 1]`.
+    type Pair = [int32x4_t; 16];
 
     fn detected() -> bool {
         std::arch::is_aarch64_feature_detected!("dotprod") && std::arch::is_aarch64_feature_detected!("i8mm")
@@ -185,32 +210,42 @@ impl Level for I8mm {
         unsafe { run_i8mm(s, k) }
     }
     #[inline(always)]
-    fn products_zero() -> int32x4_t {
-        op!(vdupq_n_s32(0))
+    unsafe fn dot(sums: int32x4_t, c: int8x16_t, a: int8x16_t) -> int32x4_t {
+        // SAFETY: the caller vouches for i8mm, and `detected` asks for dotprod as well.
+        unsafe { Dot::dot(sums, c, a) }
     }
     #[inline(always)]
-    unsafe fn products_add(mut t: int32x4_t, a: [int8x16_t; 2], b: [int8x16_t; 2]) -> int32x4_t {
-        // smmla takes 8 columns of two rows in one register.
-        let pair = |r: [int8x16_t; 2]| {
-            op!({
-                let (x, y) = (vreinterpretq_s64_s8(r[0]), vreinterpretq_s64_s8(r[1]));
-                [vreinterpretq_s8_s64(vzip1q_s64(x, y)), vreinterpretq_s8_s64(vzip2q_s64(x, y))]
-            })
-        };
-        for (a, b) in pair(a).into_iter().zip(pair(b)) {
-            // SAFETY: registers only; the caller vouches for i8mm.
-            unsafe {
-                asm!(".arch_extension i8mm", "smmla {0:v}.4s, {1:v}.16b, {2:v}.16b", ".arch_extension noi8mm",
-                    inout(vreg) t, in(vreg) a, in(vreg) b,
-                    options(pure, nomem, nostack, preserves_flags));
+    fn pair_zero() -> [int32x4_t; 16] {
+        [op!(vdupq_n_s32(0)); 16]
+    }
+    #[inline(always)]
+    unsafe fn pair_dot(mut sums: [int32x4_t; 16], c: [Codes; 2], a: int8x16_t) -> [int32x4_t; 16] {
+        for i in 0..8 {
+            // smmla takes 8 columns of two rows in one register.
+            let rows = op!({
+                let (x, y) = (vreinterpretq_s32_s8(c[0][i]), vreinterpretq_s32_s8(c[1][i]));
+                [vreinterpretq_s8_s32(vzip1q_s32(x, y)), vreinterpretq_s8_s32(vzip2q_s32(x, y))]
+            });
+            for (sums, rows) in sums[2 * i..2 * i + 2].iter_mut().zip(rows) {
+                // SAFETY: registers only; the caller vouches for i8mm.
+                unsafe {
+                    asm!(".arch_extension i8mm", "smmla {0:v}.4s, {1:v}.16b, {2:v}.16b", ".arch_extension noi8mm",
+                        inout(vreg) *sums, in(vreg) rows, in(vreg) a,
+                        options(pure, nomem, nostack, preserves_flags));
+                }
             }
         }
-        t
+        sums
     }
     #[inline(always)]
-    fn products_sums(t: int32x4_t) -> [i32; 4] {
-        let mut out = [0; 4];
-        op!(vst1q_s32(out.as_mut_ptr(), t));
+    fn pair_sums(sums: [int32x4_t; 16]) -> [Dots; 2] {
+        let mut out = Base::pair_zero();
+        for i in 0..8 {
+            op!({
+                out[0][i] = vuzp1q_s32(sums[2 * i], sums[2 * i + 1]);
+                out[1][i] = vuzp2q_s32(sums[2 * i], sums[2 * i + 1]);
+            });
+        }
         out
     }
 }
@@ -272,13 +307,6 @@ fn look_up(t: (uint8x16_t, uint8x16_t), w: uint8x16_t) -> (uint8x16_t, uint8x16_
     op!((vqtbl1q_u8(t.0, vandq_u8(w, vdupq_n_u8(15))), vqtbl1q_u8(t.1, vshrq_n_u8::<4>(w))))
 }
 
-/// Entries of both nibbles, added as bytes.
-#[inline(always)]
-fn look_up_both(t: (uint8x16_t, uint8x16_t), w: uint8x16_t) -> uint8x16_t {
-    let (a, b) = look_up(t, w);
-    op!(vaddq_u8(a, b))
-}
-
 impl<L: Level> Simd for Neon<L> {
     type F = F;
     type Tables = (uint8x16_t, uint8x16_t);
@@ -287,7 +315,9 @@ impl<L: Level> Simd for Neon<L> {
     /// In the order of bytes.
     type Sums = [int16x8_t; 4];
     type Rows = [F; 4];
-    type Products = L::Products;
+    type Codes = [uint8x16_t; 8];
+    type Dots = Dots;
+    type Pair = L::Pair;
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, k: K) -> K::Output {
@@ -397,7 +427,7 @@ impl<L: Level> Simd for Neon<L> {
     }
 
     #[inline(always)]
-    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16], fine: Option<&mut [u8; 16]>) {
+    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16]) {
         op!({
             // Lane e: bit i of e clear means -x[i], a flip of the sign bit. Bits 2 and 3 tell the vectors apart.
             const N: u32 = 1 << 31;
@@ -407,16 +437,11 @@ impl<L: Level> Simd for Neon<L> {
             };
             let s01 = vaddq_f32(flip(x[0], &[N, 0, N, 0]), flip(x[1], &[N, N, 0, 0]));
             let s23 = [-x[2] - x[3], x[2] - x[3], x[3] - x[2], x[2] + x[3]];
-            let (mut rounded, mut lost) = ([s01; 4], [s01; 4]);
+            let mut rounded = [s01; 4];
             for i in 0..4 {
-                let t = vmulq_n_f32(vaddq_f32(s01, vdupq_n_f32(s23[i])), inv);
-                rounded[i] = vrndnq_f32(t);
-                lost[i] = vrndnq_f32(vmulq_n_f32(vsubq_f32(t, rounded[i]), FINE_STEPS));
+                rounded[i] = vrndnq_f32(vmulq_n_f32(vaddq_f32(s01, vdupq_n_f32(s23[i])), inv));
             }
             pack_bytes(rounded, BIAS, out);
-            if let Some(fine) = fine {
-                pack_bytes(lost, FINE_BIAS, fine);
-            }
         });
     }
     #[inline(always)]
@@ -445,42 +470,12 @@ impl<L: Level> Simd for Neon<L> {
         }
         acc
     }
-    /// 10 operations for 128 weight bits of both planes, beside the masks and shifts of `accumulate`: all four look-ups
-    /// fit a byte together.
-    #[inline(always)]
-    fn accumulate_fine(
-        self,
-        mut acc: Self::Acc,
-        t: Self::Tables,
-        top: &[u8; 32],
-        second: Option<&[u8; 32]>,
-    ) -> Self::Acc {
-        for (i, top) in top.as_chunks::<16>().0.iter().enumerate() {
-            let a = look_up_both(t, bytes(top));
-            op!({
-                let mut c = vaddq_u8(a, a);
-                if let Some(second) = second {
-                    c = vaddq_u8(c, look_up_both(t, bytes(&second.as_chunks::<16>().0[i])));
-                }
-                acc[2 * i] = vaddw_u8(acc[2 * i], vget_low_u8(c));
-                acc[2 * i + 1] = vaddw_high_u8(acc[2 * i + 1], c);
-            });
-        }
-        acc
-    }
     #[inline(always)]
     fn sums(self, acc: Self::Acc, bias: u16) -> Self::Sums {
         op!({
             let bias = vdupq_n_u16(bias);
             acc.map(|a| vreinterpretq_s16_u16(vsubq_u16(a, bias)))
         })
-    }
-    #[inline(always)]
-    fn double_add(self, hi: Self::Sums, mut lo: Self::Sums) -> Self::Sums {
-        for i in 0..4 {
-            lo[i] = op!(vaddq_s16(vaddq_s16(hi[i], hi[i]), lo[i]));
-        }
-        lo
     }
     #[inline(always)]
     fn sums_to_rows(self, s: Self::Sums) -> [F; 4] {
@@ -531,17 +526,81 @@ impl<L: Level> Simd for Neon<L> {
     }
 
     #[inline(always)]
-    fn products_zero(self) -> L::Products {
-        L::products_zero()
+    fn rows_load(self, x: &[f32; TILE]) -> Self::Rows {
+        let (x, _) = x.as_chunks();
+        [self.load(&x[0]), self.load(&x[1]), self.load(&x[2]), self.load(&x[3])]
     }
     #[inline(always)]
-    fn products_add(self, t: L::Products, a: [&[i8; 16]; 2], b: [&[i8; 16]; 2]) -> L::Products {
-        let load = |r: [&[i8; 16]; 2]| op!([vld1q_s8(r[0].as_ptr()), vld1q_s8(r[1].as_ptr())]);
+    fn store_i8(self, v: F, out: &mut [i8; LANES]) {
+        op!({
+            let w = vcombine_s16(vmovn_s32(vcvtq_s32_f32(v.lo)), vmovn_s32(vcvtq_s32_f32(v.hi)));
+            vst1_s8(out.as_mut_ptr(), vmovn_s16(w));
+        });
+    }
+
+    #[inline(always)]
+    fn codes(self, x: &[u8; 4 * TILE]) -> Self::Codes {
+        let (x, _) = x.as_chunks();
+        core::array::from_fn(|i| bytes(&x[i]))
+    }
+    #[inline(always)]
+    fn codes_field(self, c: Self::Codes, shift: i32, mask: u8) -> Self::Codes {
+        c.map(|c| op!(vandq_u8(vshlq_u8(c, vdupq_n_s8(-shift as i8)), vdupq_n_u8(mask))))
+    }
+    #[inline(always)]
+    fn codes_or(self, mut a: Self::Codes, b: Self::Codes) -> Self::Codes {
+        for i in 0..8 {
+            a[i] = op!(vorrq_u8(a[i], b[i]));
+        }
+        a
+    }
+    #[inline(always)]
+    fn dots_zero(self) -> Dots {
+        [op!(vdupq_n_s32(0)); 8]
+    }
+    #[inline(always)]
+    fn dot<const BITS: usize>(self, mut sums: Dots, c: Self::Codes, a: &[i8; 4]) -> Dots {
+        let a = op!(vreinterpretq_s8_s32(vld1q_dup_s32(a.as_ptr().cast())));
+        let c = signed::<BITS>(c);
+        for i in 0..8 {
+            // SAFETY: the token proves the level's features.
+            sums[i] = unsafe { L::dot(sums[i], c[i], a) };
+        }
+        sums
+    }
+    #[inline(always)]
+    fn dots_to_rows<const BITS: usize>(self, sums: Dots, center: f32, n: f32) -> Self::Rows {
+        let center = if BITS == 8 { center - 128.0 } else { center };
+        let (n, center) = (self.splat(n), self.splat(-center));
+        core::array::from_fn(|i| {
+            let sums = op!(F { lo: vcvtq_f32_s32(sums[2 * i]), hi: vcvtq_f32_s32(sums[2 * i + 1]) });
+            self.fma(n, center, sums)
+        })
+    }
+    #[inline(always)]
+    fn pair_zero(self) -> L::Pair {
+        L::pair_zero()
+    }
+    #[inline(always)]
+    fn pair_dot<const BITS: usize>(self, sums: L::Pair, c: [Self::Codes; 2], a: [&[i8; 8]; 2]) -> L::Pair {
+        let a = op!(vcombine_s8(vld1_s8(a[0].as_ptr()), vld1_s8(a[1].as_ptr())));
         // SAFETY: the token proves the level's features.
-        unsafe { L::products_add(t, load(a), load(b)) }
+        unsafe { L::pair_dot(sums, [signed::<BITS>(c[0]), signed::<BITS>(c[1])], a) }
     }
     #[inline(always)]
-    fn products_sums(self, t: L::Products) -> [i32; 4] {
-        L::products_sums(t)
+    fn pair_to_rows<const BITS: usize>(self, sums: L::Pair, center: f32, n: [f32; 2]) -> [Self::Rows; 2] {
+        let [a, b] = L::pair_sums(sums);
+        [self.dots_to_rows::<BITS>(a, center, n[0]), self.dots_to_rows::<BITS>(b, center, n[1])]
     }
+}
+
+/// Codes as signed bytes: those of 8 bits less 128.
+#[inline(always)]
+fn signed<const BITS: usize>(c: [uint8x16_t; 8]) -> Codes {
+    c.map(|c| {
+        op!({
+            let c = if BITS == 8 { veorq_u8(c, vdupq_n_u8(128)) } else { c };
+            vreinterpretq_s8_u8(c)
+        })
+    })
 }

@@ -1,6 +1,6 @@
 //! AVX2 + FMA + F16C + BMI2: every x86-64 core since Haswell (2013) and Zen (2017).
 
-use crate::simd::{BIAS, FINE_BIAS, FINE_STEPS, Kernel, LANES, Simd, TILE};
+use crate::simd::{BIAS, Kernel, LANES, Simd, TILE, pair_of_dots};
 use core::arch::x86_64::*;
 
 /// Proof that the processor has AVX2, FMA, F16C and BMI2: only [`Avx2::detect`] makes one.
@@ -66,30 +66,17 @@ unsafe fn pack_bytes(lo: __m256, hi: __m256, bias: u8, out: &mut [u8; 16]) {
     }
 }
 
-/// Entries of both nibbles, added as bytes.
-///
-/// # Safety
-/// AVX2 must be there.
-#[inline(always)]
-unsafe fn look_up_both(t: (__m256i, __m256i), w: &[u8; 32]) -> __m256i {
-    // SAFETY: the caller vouches for AVX2; the load covers exactly the array.
-    unsafe {
-        let nibble = _mm256_set1_epi8(15);
-        let w = _mm256_loadu_si256(w.as_ptr().cast());
-        let a = _mm256_shuffle_epi8(t.0, _mm256_and_si256(w, nibble));
-        let b = _mm256_shuffle_epi8(t.1, _mm256_and_si256(_mm256_srli_epi16::<4>(w), nibble));
-        _mm256_add_epi8(a, b)
-    }
-}
-
 impl Simd for Avx2 {
     type F = __m256;
     type Tables = (__m256i, __m256i);
     type Acc = Acc;
     type Sums = Sums;
     type Rows = [__m256; 4];
-    /// 8 lanes for each of the four.
-    type Products = [__m256i; 4];
+    /// 8 rows each.
+    type Codes = [__m256i; 4];
+    /// 8 rows each, as 8 32-bit sums, or where `BITS <= 4` as 16 of 16 bits, two for each row.
+    type Dots = [__m256i; 4];
+    type Pair = [[__m256i; 4]; 2];
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, k: K) -> K::Output {
@@ -184,7 +171,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16], fine: Option<&mut [u8; 16]>) {
+    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16]) {
         op!({
             // Lane e of the lower half: bit i of e clear means -x[i], a flip of the sign bit.
             const N: i32 = i32::MIN;
@@ -201,14 +188,7 @@ impl Simd for Avx2 {
             // Entries 0..8 have bit 3 clear, 8..16 set: (s2 - x3) equals (s2 + (-x3)) exactly.
             let lo = _mm256_mul_ps(_mm256_add_ps(s01, _mm256_sub_ps(s2, x3)), inv);
             let hi = _mm256_mul_ps(_mm256_add_ps(s01, _mm256_add_ps(s2, x3)), inv);
-            let (lo_r, hi_r) = (self.round(lo), self.round(hi));
-            pack_bytes(lo_r, hi_r, BIAS, out);
-            if let Some(fine) = fine {
-                let steps = _mm256_set1_ps(FINE_STEPS);
-                let lo = _mm256_mul_ps(_mm256_sub_ps(lo, lo_r), steps);
-                let hi = _mm256_mul_ps(_mm256_sub_ps(hi, hi_r), steps);
-                pack_bytes(lo, hi, FINE_BIAS, fine);
-            }
+            pack_bytes(lo, hi, BIAS, out);
         });
     }
     #[inline(always)]
@@ -249,35 +229,12 @@ impl Simd for Avx2 {
             }
         })
     }
-    /// 11 operations for the two planes, beside what `accumulate` has worked out of them: all four look-ups
-    /// fit a byte together.
-    #[inline(always)]
-    fn accumulate_fine(self, acc: Acc, t: Self::Tables, top: &[u8; 32], second: Option<&[u8; 32]>) -> Acc {
-        op!({
-            let a = look_up_both(t, top);
-            let mut c = _mm256_add_epi8(a, a);
-            if let Some(second) = second {
-                c = _mm256_add_epi8(c, look_up_both(t, second));
-            }
-            Acc {
-                full: _mm256_add_epi16(acc.full, c),
-                odd: _mm256_add_epi16(acc.odd, _mm256_srli_epi16::<8>(c)),
-            }
-        })
-    }
     #[inline(always)]
     fn sums(self, acc: Acc, bias: u16) -> Sums {
         op!({
             let bias = _mm256_set1_epi16(bias.cast_signed());
             let even = _mm256_sub_epi16(acc.full, _mm256_slli_epi16::<8>(acc.odd));
             Sums { even: _mm256_sub_epi16(even, bias), odd: _mm256_sub_epi16(acc.odd, bias) }
-        })
-    }
-    #[inline(always)]
-    fn double_add(self, hi: Sums, lo: Sums) -> Sums {
-        op!(Sums {
-            even: _mm256_add_epi16(_mm256_add_epi16(hi.even, hi.even), lo.even),
-            odd: _mm256_add_epi16(_mm256_add_epi16(hi.odd, hi.odd), lo.odd),
         })
     }
     #[inline(always)]
@@ -328,31 +285,85 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn products_zero(self) -> [__m256i; 4] {
-        op!([_mm256_setzero_si256(); 4])
-    }
-    /// Bytes are widened first: `maddubs` on them would take one side unsigned, and saturate.
-    #[inline(always)]
-    fn products_add(self, mut t: [__m256i; 4], a: [&[i8; 16]; 2], b: [&[i8; 16]; 2]) -> [__m256i; 4] {
-        op!({
-            for i in 0..4 {
-                let a = _mm256_cvtepi8_epi16(_mm_loadu_si128(a[i / 2].as_ptr().cast()));
-                let b = _mm256_cvtepi8_epi16(_mm_loadu_si128(b[i % 2].as_ptr().cast()));
-                t[i] = _mm256_add_epi32(t[i], _mm256_madd_epi16(a, b));
-            }
-            t
-        })
+    fn rows_load(self, x: &[f32; TILE]) -> Self::Rows {
+        let (x, _) = x.as_chunks();
+        [self.load(&x[0]), self.load(&x[1]), self.load(&x[2]), self.load(&x[3])]
     }
     #[inline(always)]
-    fn products_sums(self, t: [__m256i; 4]) -> [i32; 4] {
+    fn store_i8(self, v: __m256, out: &mut [i8; LANES]) {
         op!({
-            let mut out = [0; 4];
-            for i in 0..4 {
-                let q = _mm_add_epi32(_mm256_castsi256_si128(t[i]), _mm256_extracti128_si256::<1>(t[i]));
-                let h = _mm_add_epi32(q, _mm_shuffle_epi32::<0b01_00_11_10>(q));
-                out[i] = _mm_cvtsi128_si32(_mm_add_epi32(h, _mm_shuffle_epi32::<0b10_11_00_01>(h)));
-            }
-            out
-        })
+            let w = _mm256_cvtps_epi32(v);
+            let w = _mm_packs_epi32(_mm256_castsi256_si128(w), _mm256_extracti128_si256::<1>(w));
+            _mm_storel_epi64(out.as_mut_ptr().cast(), _mm_packs_epi16(w, w));
+        });
     }
+
+    #[inline(always)]
+    fn codes(self, x: &[u8; 4 * TILE]) -> Self::Codes {
+        let (x, _) = x.as_chunks::<32>();
+        let mut codes = self.dots_zero();
+        for (c, x) in codes.iter_mut().zip(x) {
+            *c = op!(_mm256_loadu_si256(x.as_ptr().cast()));
+        }
+        codes
+    }
+    #[inline(always)]
+    fn codes_field(self, mut c: Self::Codes, shift: i32, mask: u8) -> Self::Codes {
+        for c in &mut c {
+            op!({
+                let count = _mm_cvtsi32_si128(shift.abs());
+                let shifted =
+                    if shift < 0 { _mm256_sll_epi16(*c, count) } else { _mm256_srl_epi16(*c, count) };
+                *c = _mm256_and_si256(shifted, _mm256_set1_epi8(mask.cast_signed()));
+            });
+        }
+        c
+    }
+    #[inline(always)]
+    fn codes_or(self, mut a: Self::Codes, b: Self::Codes) -> Self::Codes {
+        for i in 0..4 {
+            a[i] = op!(_mm256_or_si256(a[i], b[i]));
+        }
+        a
+    }
+    #[inline(always)]
+    fn dots_zero(self) -> Self::Dots {
+        [op!(_mm256_setzero_si256()); 4]
+    }
+    #[inline(always)]
+    fn dot<const BITS: usize>(self, mut sums: Self::Dots, c: Self::Codes, a: &[i8; 4]) -> Self::Dots {
+        for i in 0..4 {
+            op!({
+                let a = _mm256_set1_epi32(a.as_ptr().cast::<i32>().read_unaligned());
+                if BITS <= 4 {
+                    sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(c[i], a));
+                } else {
+                    let two = if BITS <= 7 {
+                        _mm256_maddubs_epi16(c[i], a)
+                    } else {
+                        // Signed codes, as what they are without their sign times activations that have it.
+                        let c = _mm256_xor_si256(c[i], _mm256_set1_epi8(-128));
+                        _mm256_maddubs_epi16(_mm256_abs_epi8(c), _mm256_sign_epi8(a, c))
+                    };
+                    sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(two, _mm256_set1_epi16(1)));
+                }
+            });
+        }
+        sums
+    }
+    #[inline(always)]
+    fn dots_to_rows<const BITS: usize>(self, mut sums: Self::Dots, center: f32, n: f32) -> Self::Rows {
+        let center = if BITS == 8 { center - 128.0 } else { center };
+        let mut rows = [self.splat(0.0); 4];
+        for i in 0..4 {
+            op!({
+                if BITS <= 4 {
+                    sums[i] = _mm256_madd_epi16(sums[i], _mm256_set1_epi16(1));
+                }
+                rows[i] = self.fma(self.splat(n), self.splat(-center), _mm256_cvtepi32_ps(sums[i]));
+            });
+        }
+        rows
+    }
+    pair_of_dots!();
 }

@@ -286,7 +286,7 @@ fn packed_matrix_means_the_same() {
             }
         }
         let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
-        let packed = Packed::new(shape, 64, kind, &planes, &params, &scales).unwrap();
+        let packed = Packed::new(shape, 64, kind, 3, &planes, &params, &scales).unwrap();
         let mut got = vec![0.0; cols];
         for (row, expected) in fitted.weights(cols, &s).chunks(cols).enumerate() {
             packed.dequantize_row(row, &mut got).unwrap();

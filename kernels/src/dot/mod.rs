@@ -1,0 +1,18 @@
+//! Multiplication of whole codes by 8-bit activations: integer dot products.
+//!
+//! The uniform kinds' weights are `d * code + m`, and a product over a step of up to 32 columns is
+//!
+//! ```text
+//! y = y + d delta sum (code - c) a + (m + c d) X        a = round(x / delta), 8 bits
+//!                                                       X = sum of x, in f32
+//! ```
+//!
+//! with `c` the code in the middle (or the one that stands for 0), so that rounding `x` touches only what a weight
+//! differs from the middle by: on four bits that is an eighth of the error's energy that `code * a` would have.
+//! [`activations`] rounds, [`product()`] multiplies, one token or many: equal bits either way.
+
+pub mod activations;
+pub mod product;
+
+pub use activations::{Block, quantize};
+pub use product::product;
