@@ -41,16 +41,25 @@ def sample(tensors, line):  # name, size, row, its weights; takes the matrix' te
         found = tensors.pop(f"{name}.{part}", (None, None))
         check(found[:2] == (number, dims), f"{name}.{part}: {found[:2]} instead of {(number, dims)}")
         return found[2].cast("b") if number == 24 else struct.unpack(f"<{math.prod(dims)}e", found[2])
-    bits = [take(f"p{p}", 24, blocks * 32, tiles) for p in range(planes)]
+    hlq, ends = "hlq" in kind, -(-cols // 32)
+    bits = [take(f"p{p}", 24, blocks * 32, tiles) for p in range(planes) if hlq]
+    fields = [(w, take(f"c{w}", 24, ends * 128 * w, tiles)) for w in (8, 4, 2, 1) if planes & w and not hlq]
     params = take(f"s{planes}", 24 if i8 else 1, 32, n, groups, tiles)
     scales = take(f"r{planes}", 1, 32, n, *[spans] * (kind != "hlq8"), tiles) if i8 else [1] * 32 * n * tiles
+    def code(r, c):
+        found = shift = 0
+        for w, field in fields:
+            unit, i = divmod(c, 32 // w)
+            byte = field[(r // 32 * ends * w + unit) * 128 + 4 * (r % 32) + i % 4]
+            found, shift = found | (byte >> w * (i // 4) & (1 << w) - 1) << shift, shift + w
+        return found
     def weight(r, c):
         b = [p[(r // 32 * blocks + c // 8) * 32 + 2 * (r % 16) + r % 32 // 16] >> c % 8 & 1 for p in bits]
         s = [params[((r // 32 * groups + c // group) * n + k) * 32 + r % 32] *
              scales[((r // 32 * spans + c // span) * n + k) * 32 + r % 32] for k in range(n)]
-        if "hlq" in kind:
+        if hlq:
             return functools.reduce(lambda sum_, p: f32(sum_ + s[p] * b[p]), range(planes), s[planes])
-        return f32(f32(s[0] * (sum(b[p] << p for p in range(planes)) - int(center or 0))) + sum(s[1:]))
+        return f32(f32(s[0] * (code(r, c) - int(center or 0))) + sum(s[1:]))
     for r in sorted({0, *random.Random(name).sample(range(rows), 6), rows - 1}) if rows > 32 else range(rows):
         yield name, (cols, rows), r, [weight(r, c) for c in range(cols)]
 
@@ -64,7 +73,7 @@ def dequantize(kind, data, i):  # weight i of a tensor of the source
 
 def main(packed, source):
     (meta, tensors), (_, sources), done, rows, weights = read_gguf(packed), read_gguf(source), set(), 0, 0
-    for key, wanted in ("version", 1), ("features", []), ("layout", "p32-1 6eaf8389dbdf4525"):
+    for key, wanted in ("version", 2), ("features", []), ("layout", "p32-1 6eaf8389dbdf4525 c32-1 5620798490ee3a25"):
         check(meta.get("lutite." + key, []) == wanted, f"lutite.{key} is {meta.get('lutite.' + key)}")
     for name, dims, r, ours in (row for line in meta["lutite.tensors"] for row in sample(tensors, line)):
         kind, size, data = sources[name + ".weight"]
