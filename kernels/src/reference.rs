@@ -42,16 +42,24 @@ pub fn gemv_lut(w: &Packed<'_>, x: &[f32]) -> Vec<f32> {
 pub fn product(w: &Packed<'_>, x: &[f32]) -> Vec<f32> {
     // 32 columns share a scale, also where a group has only 16.
     let delta: Vec<f32> = x.chunks(32).map(|x| dot_scale(x).1).collect();
-    let whole: Vec<i32> =
-        x.chunks(32).flat_map(|x| x.iter().map(|v| (v * dot_scale(x).0).round_ties_even() as i32)).collect();
+    let in_scale = |x: &[f32]| -> Vec<f32> {
+        let (inverse, _) = dot_scale(x);
+        x.iter().map(|v| if inverse == 0.0 { 0.0 } else { v * inverse }).collect()
+    };
+    let scaled: Vec<f32> = x.chunks(32).flat_map(in_scale).collect();
+    let whole: Vec<i32> = scaled.iter().map(|t| t.round_ties_even() as i32).collect();
+    let lost = |t: &f32| ((t - t.round_ties_even()) * 254.0).round_ties_even() as i32;
+    let fine: Vec<i32> = scaled.iter().map(lost).collect();
     let center = w.kind().center().map_or(1 << (w.planes() - 1), i32::from);
     let step = w.group().min(32);
     rows(w, x, |mut acc, r, g, _, codes| {
         let (d, from) = (w.coefficient(r, g, 0), g * w.group());
         for (i, codes) in codes.chunks(step).enumerate() {
             let at = from + i * step;
-            let a: i32 = codes.iter().zip(&whole[at..]).map(|(c, a)| (i32::from(*c) - center) * a).sum();
-            acc = d.mul_add(a as f32 * delta[at / 32], acc);
+            let sum =
+                |a: &[i32]| -> i32 { codes.iter().zip(a).map(|(c, a)| (i32::from(*c) - center) * a).sum() };
+            let a = (sum(&fine[at..]) as f32).mul_add(1.0 / 254.0, sum(&whole[at..]) as f32);
+            acc = d.mul_add(a * delta[at / 32], acc);
             if w.kind().center().is_none() {
                 let m = (center as f32).mul_add(d, w.coefficient(r, g, 1));
                 let sixteens = x[at..at + codes.len()].chunks(16).map(lane_sum);

@@ -1,9 +1,9 @@
-//! Multiplication of whole codes by 8-bit activations: integer dot products.
+//! Multiplication of whole codes by activations as integers: dot products.
 //!
 //! The uniform kinds' weights are `d * code + m`, and a product over a step of up to 32 columns is
 //!
 //! ```text
-//! y = y + d delta sum (code - c) a + (m + c d) X        a = round(x / delta), 8 bits
+//! y = y + d delta sum (code - c) a + (m + c d) X        a = round(x / delta), 8 bits and a fine part of 8
 //!                                                       X = sum of x, in f32
 //! ```
 //!

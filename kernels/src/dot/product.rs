@@ -5,8 +5,8 @@
 //!   for each step of min(group, 32) columns
 //!     codes of 4 columns at a time, out of their fields
 //!     for each token
-//!       A = sum of code * a                                exact
-//!       y = y + d ((A - c N) delta)                        one conversion, one product, one multiply-add
+//!       A = sum of (code - c) a, F = the same of the fine parts        exact
+//!       y = y + d ((A + F / 254) delta)                    one multiply-add, one product, one multiply-add
 //!       y = y + (m + c d) X                                in the kinds with a minimum
 //! ```
 //!
@@ -14,15 +14,15 @@
 //! block are unpacked once for all of them.
 //!
 //! # Bounds
-//! `|A| <= 255 * 127 * 32` is exact in f32, and so is `A - c N`. In 16 bits, AVX2's products of two codes below 16 are
+//! `|sum of code * a| <= 255 * 127 * 32` is exact in f32, and so is `A`. In 16 bits, AVX2's products of two codes below 16 are
 //! at most `2 * 15 * 127 = 3810`, eight of them 30480; codes below 128 are added up in 32 bits at once, and codes
 //! of 8 bits less 128 first.
 //!
 //! # Order of f32 operations (the bit contract)
-//! Per row and token, steps ascending, as above: `t = (A - c N) * delta` rounded, then two fused multiply-adds, with
+//! Per row and token, steps ascending, as above: `t = fma(F, 1/254, A) * delta`, then two fused multiply-adds, with
 //! `m + c d` one as well. `reference::product` is this order, one weight at a time.
 
-use super::activations::Block;
+use super::activations::{Block, FINE_STEPS};
 use crate::error::{Error, Result};
 use crate::isa::Isa;
 use crate::pack::c32::{BLOCK_COLS, UNIT_BYTES, widths};
@@ -207,14 +207,22 @@ fn tokens<S: Simd, const BITS: usize, const N: usize>(
     let mut t = 0;
     while t + 2 <= y.len() {
         let pair = [x.token(t), x.token(t + 1)];
-        let mut sums = s.pair_zero();
+        let (mut sums, mut fine) = (s.pair_zero(), s.pair_zero());
         for q in (0..N).step_by(2) {
             let i = half * N + q;
-            let a = [&pair[0].a.as_chunks::<8>().0[i / 2], &pair[1].a.as_chunks::<8>().0[i / 2]];
-            sums = s.pair_dot::<BITS>(sums, [codes[i], codes[i + 1]], a);
+            let code = [codes[i], codes[i + 1]];
+            let [[(a0, _), (a1, _)], [(f0, _), (f1, _)]] = [
+                [pair[0].a.as_chunks::<8>(), pair[1].a.as_chunks::<8>()],
+                [pair[0].fine.as_chunks::<8>(), pair[1].fine.as_chunks::<8>()],
+            ];
+            sums = s.pair_dot::<BITS>(sums, code, [&a0[i / 2], &a1[i / 2]]);
+            fine = s.pair_dot::<BITS>(fine, code, [&f0[i / 2], &f1[i / 2]]);
         }
         let n = [sum::<N>(&pair[0].n, half), sum::<N>(&pair[1].n, half)];
         let [a0, a1] = s.pair_to_rows::<BITS>(sums, c.center, n);
+        let n = [sum::<N>(&pair[0].fine_n, half), sum::<N>(&pair[1].fine_n, half)];
+        let [f0, f1] = s.pair_to_rows::<BITS>(fine, c.center, n);
+        let (a0, a1) = (refined(s, a0, f0), refined(s, a1, f1));
         for (i, a) in [a0, a1].into_iter().enumerate() {
             let acc = add::<S, N>(s, a, half, c, pair[i], s.rows_load(&y[t + i]));
             s.rows_store(acc, &mut y[t + i]);
@@ -223,12 +231,14 @@ fn tokens<S: Simd, const BITS: usize, const N: usize>(
     }
     if t < y.len() {
         let x = x.token(t);
-        let mut sums = s.dots_zero();
-        for q in 0..N {
-            let i = half * N + q;
+        let (mut sums, mut fine) = (s.dots_zero(), s.dots_zero());
+        for i in half * N..half * N + N {
             sums = s.dot::<BITS>(sums, codes[i], &x.a.as_chunks::<4>().0[i]);
+            fine = s.dot::<BITS>(fine, codes[i], &x.fine.as_chunks::<4>().0[i]);
         }
         let a = s.dots_to_rows::<BITS>(sums, c.center, sum::<N>(&x.n, half));
+        let f = s.dots_to_rows::<BITS>(fine, c.center, sum::<N>(&x.fine_n, half));
+        let a = refined(s, a, f);
         let acc = add::<S, N>(s, a, half, c, x, s.rows_load(&y[t]));
         s.rows_store(acc, &mut y[t]);
     }
@@ -238,6 +248,12 @@ fn tokens<S: Simd, const BITS: usize, const N: usize>(
 #[inline(always)]
 fn sum<const N: usize>(halves: &[f32; 2], half: usize) -> f32 {
     if N == QUADS { halves[0] + halves[1] } else { halves[half] }
+}
+
+/// Integer sums with their fine part.
+#[inline(always)]
+fn refined<S: Simd>(s: S, a: S::Rows, fine: S::Rows) -> S::Rows {
+    s.rows_fma(fine, s.rows_splat(1.0 / FINE_STEPS), a)
 }
 
 /// `acc` plus one step's products.
@@ -377,13 +393,16 @@ impl<'a, const BITS: usize> Tile<'a, BITS> {
     /// `acc` plus the products of step `half` of block `b`, which is `N` quads long.
     #[inline(always)]
     fn step<S: Simd, const N: usize>(&self, s: S, b: usize, half: usize, x: &Block, acc: S::Rows) -> S::Rows {
-        let mut sums = s.dots_zero();
-        let (a, _) = x.a.as_chunks::<4>();
-        for q in 0..N {
-            sums = s.dot::<BITS>(sums, self.codes(s, b, half * N + q), &a[half * N + q]);
+        let (mut sums, mut fine) = (s.dots_zero(), s.dots_zero());
+        for i in half * N..half * N + N {
+            let code = self.codes(s, b, i);
+            sums = s.dot::<BITS>(sums, code, &x.a.as_chunks::<4>().0[i]);
+            fine = s.dot::<BITS>(fine, code, &x.fine.as_chunks::<4>().0[i]);
         }
         let c = self.coefficients(s, b, half);
         let a = s.dots_to_rows::<BITS>(sums, c.center, sum::<N>(&x.n, half));
+        let f = s.dots_to_rows::<BITS>(fine, c.center, sum::<N>(&x.fine_n, half));
+        let a = refined(s, a, f);
         add::<S, N>(s, a, half, &c, x, acc)
     }
 }
