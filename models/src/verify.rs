@@ -15,7 +15,8 @@ use xxhash_rust::xxh3::xxh3_64;
 /// [`Error::Damaged`] with the first tensor whose data was changed.
 pub fn verify(bytes: &[u8], workers: usize) -> Result<()> {
     let gguf = Gguf::parse(bytes)?;
-    if !is_packed(&gguf)? {
+    // Also where the damage is in the very words that say that it is packed.
+    if !is_packed(&gguf)? && !gguf.metadata().iter().any(|(key, _)| *key == "lutite.checksum.head") {
         return Ok(());
     }
     check_version(&gguf)?;

@@ -1,3 +1,4 @@
+// LONG: all operations of one architecture, in the trait's order.
 //! NEON: every 64-bit Arm core. Two tiers above it add integer products: `dotprod` (Cortex-A55 and A76 on, Apple M1
 //! on) and `i8mm` (Cortex-A510 and A710 on, Apple M2 on). Look-ups need neither.
 //!

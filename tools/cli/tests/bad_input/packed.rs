@@ -152,7 +152,7 @@ fn a_damaged_packed_file_that_was_named() {
     let (answer, _) = answers(&mut here.run("packed.gguf", &[]));
     assert_eq!(answers(&mut here.run("tiny.gguf", &[])).0, answer, "packed and unpacked differ");
     let gguf = Gguf::parse(&file).unwrap();
-    let at = gguf.tensor("blk.2.ffn_up.p3").unwrap().offset as usize + 77;
+    let at = gguf.tensor("blk.2.ffn_up.c8").unwrap().offset as usize + 77;
     file[at] ^= 0x10;
     here.write("packed.gguf", &file);
     let message = fails(&mut here.run("packed.gguf", &[]));
@@ -160,7 +160,7 @@ fn a_damaged_packed_file_that_was_named() {
         &message,
         &[
             "cannot load packed.gguf",
-            "a tensor `blk.2.ffn_up.p3` (bytes ",
+            "a tensor `blk.2.ffn_up.c8` (bytes ",
             "delete it and pack its source again",
         ],
     );
