@@ -11,7 +11,7 @@ use lutite_kernels::pack::p32::{PAIR_COLS, TILE_ROWS};
 use lutite_kernels::pack::{MAX_PLANES, Packed};
 use lutite_kernels::plain::{self, PlainType};
 use lutite_runtime::os::shared::{ReadGuard, SharedMat};
-use lutite_runtime::pool::Worker;
+use lutite_runtime::pool::Pool;
 use lutite_runtime::store::{Bytes, PackedInfo};
 use std::ops::Range;
 
@@ -267,40 +267,40 @@ const PRODUCTS: usize = 64;
 /// A stage: `out[m] = w[m] x` for several matrices that share their input, claimed as one list of chunks.
 /// `outs[m]` is `[tokens][rows of w[m]]`, cut into tiles.
 pub(crate) fn multiply<const M: usize>(
-    w: &Worker<'_>,
+    pool: &mut Pool,
     isa: Isa,
     n: usize,
     x: &Input,
     mats: [&Linear; M],
     outs: [&SharedMat<f32>; M],
 ) {
-    stage(w, isa, n, x, mats, outs, |y, out| out.copy_from_slice(y));
+    stage(pool, isa, n, x, mats, outs, |y, out| out.copy_from_slice(y));
 }
 
 /// A stage: `out = out + w x`, the residual connection.
 pub(crate) fn multiply_add(
-    w: &Worker<'_>,
+    pool: &mut Pool,
     isa: Isa,
     n: usize,
     x: &Input,
     mat: &Linear,
     out: &SharedMat<f32>,
 ) {
-    stage(w, isa, n, x, [mat], [out], |y, out| out.iter_mut().zip(y).for_each(|(o, y)| *o += y));
+    stage(pool, isa, n, x, [mat], [out], |y, out| out.iter_mut().zip(y).for_each(|(o, y)| *o += y));
 }
 
 /// Claims the chunks of all matrices; `store` puts up to 32 products where they belong.
 fn stage<const M: usize>(
-    w: &Worker<'_>,
+    pool: &mut Pool,
     isa: Isa,
     n: usize,
     x: &Input,
     mats: [&Linear; M],
     outs: [&SharedMat<f32>; M],
-    store: impl Fn(&[f32], &mut [f32]),
+    store: impl Fn(&[f32], &mut [f32]) + Sync,
 ) {
     let input = x.read();
-    w.each(mats.iter().map(|m| m.chunks()).sum(), |mut chunk| {
+    pool.each(mats.iter().map(|m| m.chunks()).sum(), |mut chunk| {
         let mut m = 0;
         while chunk >= mats[m].chunks() {
             chunk -= mats[m].chunks();
@@ -371,13 +371,13 @@ impl Input {
     /// columns of one token: a whole row where there are several tokens, segments where there is one.
     pub(crate) fn fill(
         &self,
-        w: &Worker<'_>,
+        pool: &mut Pool,
         isa: Isa,
         n: usize,
-        make: impl Fn(usize, Range<usize>, &mut [f32]),
+        make: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
     ) {
         if n == 1 {
-            w.each(self.x.chunks(), |c| {
+            pool.each(self.x.chunks(), |c| {
                 let mut x = self.x.write_chunk(c);
                 let cols = x.cols();
                 make(0, cols.clone(), x.row_mut(0));
@@ -391,7 +391,7 @@ impl Input {
                 }
             });
         } else {
-            w.each(n, |token| {
+            pool.each(n, |token| {
                 let mut x = self.x.write_row(token);
                 make(token, 0..x.len(), &mut x);
                 for t in &self.tables {

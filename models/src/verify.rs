@@ -31,13 +31,11 @@ pub(crate) fn verify_on(gguf: &Gguf<'_>, bytes: &[u8], pool: &mut Pool) -> Resul
     let mut order: Vec<usize> = (0..tensors.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(tensors[i].data.len()));
     let first_bad = AtomicUsize::new(usize::MAX);
-    pool.run(|w| {
-        w.each(order.len(), |i| {
-            let i = order[i];
-            if xxh3_64(tensors[i].data) != sums[i] {
-                first_bad.fetch_min(i, Ordering::Relaxed);
-            }
-        });
+    pool.each(order.len(), |i| {
+        let i = order[i];
+        if xxh3_64(tensors[i].data) != sums[i] {
+            first_bad.fetch_min(i, Ordering::Relaxed);
+        }
     });
     match tensors.get(first_bad.into_inner()) {
         None => Ok(()),

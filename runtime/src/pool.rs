@@ -1,42 +1,40 @@
 //! The resident worker pool for decode and prefill.
 //!
-//! One token is one [`Pool::run`]: every worker executes the same closure from top to bottom (single program,
-//! multiple data), and the stages of the forward pass meet at barriers:
+//! The forward pass is one program on the calling thread, and its stages are spread over all workers:
 //!
 //! ```text
-//! pool.run(|w| {
-//!     w.each(tokens, |t| norm(t));             // chunks of the stage, claimed one at a time
-//!     w.each(row_chunks, |c| gemv(c));         // sees all of the stage before
-//!     if w.id() == 0 { sample() }              // serial part ...
-//!     w.barrier();                             // ... seen by all from here on
-//! });
+//! pool.each(tokens, |t| norm(t));             // chunks of the stage, claimed one at a time
+//! pool.each(row_chunks, |c| gemv(c));         // sees all of the stage before
+//! sample();                                   // serial parts are plain code
 //! ```
 //!
-//! A dispatch per stage would cost a wake-up per stage; here there are some ten barriers per layer, and a
-//! barrier between spinning workers costs well under a microsecond. Chunks are claimed from a shared counter
-//! and not dealt out beforehand, so that a slow core (big.LITTLE, a busy sibling) takes fewer of them and does
-//! not become the clock of all others.
+//! A token has some ten stages per layer, so between two of them workers spin, and to begin and end a stage costs
+//! well under a microsecond. Chunks are claimed from a shared counter and not dealt out beforehand, so that a slow
+//! core (big.LITTLE, a busy sibling) takes fewer of them and does not become the clock of all others.
 //!
-//! Waiting workers spin for at most [`SPIN`] and then sleep; with more workers than cores that may run them
-//! they sleep at once, since the one they wait for may need their core.
+//! **A stage ends when its chunks are done, not when all workers have come.** A worker that the system has put
+//! aside holds others up only if it has a chunk in hand; otherwise it finds stages over, and takes part again
+//! with the first one that it meets open. So a machine that is busy with other work costs the time of a chunk now
+//! and then, and with one worker left the others' absence costs nothing.
 //!
-//! Data that stages hand to each other lives in [`crate::os::shared`]. Wrong use does not hang: a panic on any
-//! worker, or workers that do not pass the same barriers, ends the run on all of them with a panic on the
-//! caller, after which the pool is as good as new.
+//! Waiting workers spin for at most [`SPIN`] and then sleep. A stage wakes no more of them than it has chunks for,
+//! and than CPUs may run: of 8 workers on 2 CPUs, 6 sleep at any time, and the rest runs as if it were alone.
 //!
-//! The pool has no global state, starts its threads in [`Pool::new`] and joins them on drop. The caller of
-//! `run` is worker 0.
+//! Data that stages hand to each other lives in [`crate::os::shared`]. A chunk that panics ends its stage with that
+//! panic on the caller, after which the pool is as good as new.
+//!
+//! The pool has no global state, starts its threads in [`Pool::new`] and joins them on drop. The caller of `each` is
+//! worker 0. The threads and the one unsafe slot are in `os/crew.rs`.
 
-mod barrier;
-pub(crate) mod gate;
+pub(crate) mod bell;
+pub(crate) mod sync;
 
 use crate::os::affinity::{PinError, pin_current};
 use crate::os::crew::Crew;
 use crate::os::topology::concurrency;
-use barrier::{Barrier, Broken};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 /// Longest time that a waiting worker spins before it sleeps: above the length of most stages and the cost of
@@ -69,7 +67,6 @@ pub struct SpawnError {
 /// See the module's head.
 pub struct Pool {
     crew: Crew,
-    barrier: Barrier,
     workers: usize,
     pin_error: Option<PinError>,
 }
@@ -81,21 +78,19 @@ impl Pool {
     /// When the system refuses a thread; those already started are joined.
     pub fn new(config: &PoolConfig) -> Result<Self, SpawnError> {
         let workers = config.workers.max(1);
-        let spin = if workers > concurrency() { Duration::ZERO } else { SPIN };
-        let unpinned = Arc::new(Mutex::new(Vec::new()));
-        let (pin, refused) = (config.pin.clone(), Arc::clone(&unpinned));
+        let (started, starts) = mpsc::channel();
+        let pin = config.pin.clone();
         let on_start = move |id: usize| {
-            if let Some(Err(error)) = pin.get(id).map(|&cpu| pin_current(cpu)) {
-                refused.lock().unwrap_or_else(PoisonError::into_inner).extend(error.cpus);
-            }
+            let refused = pin.get(id).and_then(|&cpu| pin_current(cpu).err());
+            // Nobody listens if a later thread could not be started.
+            let _ = started.send(refused.map_or(Vec::new(), |error| error.cpus));
         };
-        let crew = Crew::new(workers, spin, on_start);
-        let mut crew = crew.map_err(|(id, source)| SpawnError { id, workers, source })?;
-        // Whoever takes part in a run has started and been pinned.
-        crew.run(&|_| {});
-        let cpus = std::mem::take(&mut *unpinned.lock().unwrap_or_else(PoisonError::into_inner));
+        let crew = Crew::new(workers, concurrency(), SPIN, on_start);
+        let crew = crew.map_err(|(id, source)| SpawnError { id, workers, source })?;
+        let mut cpus: Vec<usize> = starts.iter().take(workers - 1).flatten().collect();
+        cpus.sort_unstable();
         let pin_error = (!cpus.is_empty()).then_some(PinError { cpus });
-        Ok(Pool { crew, barrier: Barrier::new(workers, spin), workers, pin_error })
+        Ok(Pool { crew, workers, pin_error })
     }
 
     /// Which workers could not be pinned; they work all the same.
@@ -108,29 +103,32 @@ impl Pool {
         self.workers
     }
 
-    /// Executes `program` once on every worker, and returns when all have finished.
+    /// A stage: calls `chunk` with each number below `n`, each on whichever worker claims it first, and returns
+    /// when all calls have returned. What the stages before did is visible to all.
+    ///
+    /// A chunk should be worth 10 us or more: a claim costs a cache line that travels between cores, some 0.1 us. A
+    /// single chunk runs on the caller.
     ///
     /// # Panics
-    /// With the first panic of `program` on any worker; and when one worker returns while another waits for it
-    /// at a barrier. The pool can be used again afterwards.
-    pub fn run<F: Fn(&Worker<'_>) + Sync>(&mut self, program: F) {
-        self.barrier.reset();
-        let barrier = &self.barrier;
-        if self.workers == 1 {
-            return program(&Worker { id: 0, count: 1, barrier });
+    /// With the first panic of `chunk` on any worker, once the other chunks have ended. The pool can be used
+    /// again afterwards.
+    pub fn each(&mut self, n: usize, chunk: impl Fn(usize) + Sync) {
+        self.each_by(n, |_, i| chunk(i));
+    }
+
+    /// As [`Pool::each`], for chunks that need something of which each worker has its own: `chunk(worker, i)`, where
+    /// `worker` is below [`Pool::workers`], and a worker does one chunk at a time.
+    ///
+    /// # Panics
+    /// As [`Pool::each`].
+    pub fn each_by(&mut self, n: usize, chunk: impl Fn(usize, usize) + Sync) {
+        if n <= 1 || self.workers == 1 {
+            return (0..n).for_each(|i| chunk(0, i));
         }
         let panic = Mutex::new(None);
-        self.crew.run(&|id| {
-            let worker = Worker { id, count: self.workers, barrier };
-            let body = || {
-                program(&worker);
-                worker.pass(barrier.leave());
-            };
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(body)) {
-                if !payload.is::<SentAway>() {
-                    panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
-                }
-                barrier.break_up();
+        self.crew.run(n, &|worker, i| {
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| chunk(worker, i))) {
+                panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
             }
         });
         let panic: Option<Box<dyn Any + Send>> = panic.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -143,68 +141,5 @@ impl Pool {
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pool").field("workers", &self.workers).finish_non_exhaustive()
-    }
-}
-
-/// With this a worker unwinds that did nothing wrong itself.
-struct SentAway;
-
-/// One of the executions of a run.
-#[derive(Debug)]
-pub struct Worker<'a> {
-    id: usize,
-    count: usize,
-    barrier: &'a Barrier,
-}
-
-impl Worker<'_> {
-    /// This worker's number, from 0 (the caller of [`Pool::run`]) to `count() - 1`.
-    pub fn id(&self) -> usize {
-        self.id
-    }
-
-    /// Number of workers in this run.
-    pub fn count(&self) -> usize {
-        self.count
-    }
-
-    /// Waits until all workers are here. What each did before is visible to all afterwards.
-    ///
-    /// Every worker must pass the same barriers, those inside [`Worker::each`] included.
-    pub fn barrier(&self) {
-        if self.count > 1 {
-            self.pass(self.barrier.meet());
-        }
-    }
-
-    /// Calls `chunk` for each number below `n`, each on whichever worker claims it first, and returns on all
-    /// workers when all calls have returned; their effects are then visible to all.
-    ///
-    /// All workers must give the same `n`. A chunk should be worth 10 us or more: a claim costs a cache line
-    /// that travels between cores, some 0.1 us.
-    pub fn each(&self, n: usize, mut chunk: impl FnMut(usize)) {
-        if self.count == 1 {
-            return (0..n).for_each(chunk);
-        }
-        loop {
-            let i = self.barrier.claim();
-            if i >= n {
-                break;
-            }
-            chunk(i);
-        }
-        self.barrier();
-    }
-
-    fn pass(&self, met: Result<(), Broken>) {
-        match met {
-            Ok(()) => {}
-            Err(Broken::ByPanic) => resume_unwind(Box::new(SentAway)),
-            Err(Broken::ByLeaver) => panic!(
-                "worker {} of {}: a worker left the run while another waits for it at a barrier; \
-                 all workers of a run must pass the same barriers",
-                self.id, self.count
-            ),
-        }
     }
 }

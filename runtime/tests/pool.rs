@@ -1,45 +1,89 @@
-//! The pool's promises: every chunk once, stages in order, and no hang when a program goes wrong.
+//! The pool's promises: every chunk once, stages in order, nobody waits for who has nothing to do, and no hang when a
+//! chunk goes wrong.
 
-use lutite_runtime::pool::{Pool, PoolConfig, Worker};
+use lutite_runtime::pool::{Pool, PoolConfig};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 fn pool(workers: usize) -> Pool {
     Pool::new(&PoolConfig { workers, ..PoolConfig::default() }).expect("threads start")
 }
 
-/// Runs a program that must panic, and gives the panic's text.
-fn panic_text(pool: &mut Pool, program: impl Fn(&Worker<'_>) + Sync) -> String {
-    let payload = catch_unwind(AssertUnwindSafe(|| pool.run(program))).expect_err("the run must panic");
+/// Runs a stage that must panic, and gives the panic's text.
+fn panic_text(pool: &mut Pool, n: usize, chunk: impl Fn(usize) + Sync) -> String {
+    let payload = catch_unwind(AssertUnwindSafe(|| pool.each(n, chunk))).expect_err("the stage must panic");
     match payload.downcast::<String>() {
         Ok(text) => *text,
         Err(payload) => payload.downcast_ref::<&str>().expect("a text").to_string(),
     }
 }
 
+/// Whether two threads can run at once here; else the pool lets all but the caller sleep.
+fn two_cpus() -> bool {
+    std::thread::available_parallelism().is_ok_and(|n| n.get() > 1)
+}
+
 #[test]
-fn every_worker_runs_once() {
-    for workers in [1, 2, 3, 8] {
+fn each_claims_every_chunk_once_and_orders_stages() {
+    const STAGES: usize = 50;
+    for workers in [1, 2, 5] {
         let mut pool = pool(workers);
-        for _ in 0..200 {
-            let seen: Vec<AtomicUsize> = (0..workers).map(|_| AtomicUsize::new(0)).collect();
-            pool.run(|w| {
-                assert_eq!(w.count(), workers);
-                seen[w.id()].fetch_add(1, Ordering::Relaxed);
-            });
-            assert!(seen.iter().all(|n| n.load(Ordering::Relaxed) == 1));
+        for n in [0, 1, 2, 7, 100] {
+            let stages: Vec<Vec<AtomicUsize>> =
+                (0..STAGES).map(|_| (0..n).map(|_| AtomicUsize::new(0)).collect()).collect();
+            for (s, stage) in stages.iter().enumerate() {
+                pool.each(n, |i| {
+                    // Relaxed on purpose: the end of the stage before alone must make it visible.
+                    if s > 0 {
+                        assert!(stages[s - 1].iter().all(|c| c.load(Ordering::Relaxed) == 1));
+                    }
+                    stage[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(stage.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+            }
         }
     }
 }
 
 #[test]
-fn a_pool_may_change_threads_between_runs() {
+fn a_worker_does_one_chunk_at_a_time() {
+    for workers in [1, 2, 3, 8] {
+        let mut pool = pool(workers);
+        let busy: Vec<AtomicBool> = (0..workers).map(|_| AtomicBool::new(false)).collect();
+        for _ in 0..200 {
+            pool.each_by(20, |worker, _| {
+                assert!(!busy[worker].swap(true, Ordering::Relaxed));
+                std::hint::spin_loop();
+                busy[worker].store(false, Ordering::Relaxed);
+            });
+        }
+    }
+}
+
+#[test]
+fn serial_parts_are_seen_by_all_and_see_all() {
+    let mut pool = pool(4);
+    let mut value = vec![0; 8];
+    for round in 1..500 {
+        let sums: Vec<AtomicUsize> = (0..8).map(|_| AtomicUsize::new(0)).collect();
+        pool.each(8, |i| sums[i].store(value[i] + 1, Ordering::Relaxed));
+        value = sums.into_iter().map(AtomicUsize::into_inner).collect();
+        assert_eq!(value, [round; 8]);
+    }
+}
+
+#[test]
+fn a_pool_may_change_threads_between_stages() {
     let mut pool = pool(2);
+    let sum = AtomicUsize::new(0);
+    let add = |i| _ = sum.fetch_add(i, Ordering::Relaxed);
     std::thread::scope(|scope| {
         let pool = &mut pool;
-        scope.spawn(|| pool.run(|w| w.barrier()));
+        scope.spawn(|| pool.each(10, add));
     });
-    std::thread::spawn(move || pool.run(|w| w.barrier())).join().expect("no panic");
+    std::thread::scope(|scope| _ = scope.spawn(move || pool.each(10, add)));
+    assert_eq!(sum.into_inner(), 90);
 }
 
 #[test]
@@ -50,105 +94,82 @@ fn zero_workers_are_one() {
 #[test]
 fn the_caller_is_worker_zero_and_threads_have_names() {
     let caller = std::thread::current().id();
-    pool(3).run(|w| match w.id() {
-        0 => assert_eq!(std::thread::current().id(), caller),
-        id => assert_eq!(std::thread::current().name(), Some(format!("lutite-w{id}").as_str())),
-    });
+    for _ in 0..20 {
+        pool(3).each_by(100, |worker, _| match worker {
+            0 => assert_eq!(std::thread::current().id(), caller),
+            id => assert_eq!(std::thread::current().name(), Some(format!("lutite-w{id}").as_str())),
+        });
+    }
+}
+
+/// Waits until `ready`, for 20 seconds at most, and says whether it came.
+fn wait(ready: impl Fn() -> bool) -> bool {
+    let start = Instant::now();
+    while !ready() && start.elapsed() < Duration::from_secs(20) {
+        std::thread::yield_now();
+    }
+    ready()
 }
 
 #[test]
-fn each_claims_every_chunk_once_and_orders_stages() {
-    const STAGES: usize = 50;
-    for workers in [1, 2, 5] {
-        for n in [0, 1, 2, 7, 100] {
-            let stages: Vec<Vec<AtomicUsize>> =
-                (0..STAGES).map(|_| (0..n).map(|_| AtomicUsize::new(0)).collect()).collect();
-            pool(workers).run(|w| {
-                for (s, stage) in stages.iter().enumerate() {
-                    w.each(n, |i| {
-                        // Relaxed on purpose: the barrier alone must make the stage before visible.
-                        if s > 0 {
-                            assert!(stages[s - 1].iter().all(|c| c.load(Ordering::Relaxed) == 1));
-                        }
-                        stage[i].fetch_add(1, Ordering::Relaxed);
-                    });
-                }
+fn a_chunk_that_takes_long_holds_up_no_other() {
+    if !two_cpus() {
+        return;
+    }
+    for workers in [2, 8] {
+        let mut pool = pool(workers);
+        for long in [0, 7, 99] {
+            let done = AtomicUsize::new(0);
+            pool.each(100, |i| {
+                assert!(i != long || wait(|| done.load(Ordering::Relaxed) == 99), "the others were not done");
+                done.fetch_add(1, Ordering::Relaxed);
             });
-            assert!(stages.iter().flatten().all(|c| c.load(Ordering::Relaxed) == 1));
         }
     }
 }
 
 #[test]
-fn barrier_shows_serial_parts_to_all() {
-    let value = AtomicUsize::new(0);
-    pool(4).run(|w| {
-        for round in 1..500 {
-            if w.id() == round % w.count() {
-                value.store(round, Ordering::Relaxed);
+fn sleepers_are_woken_for_a_stage() {
+    if !two_cpus() {
+        return;
+    }
+    let mut pool = pool(4);
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(2));
+        let others = AtomicUsize::new(0);
+        // The caller's chunks end only when somebody else has had one.
+        pool.each_by(8, |worker, _| {
+            if worker > 0 {
+                others.fetch_add(1, Ordering::Relaxed);
             }
-            w.barrier();
-            assert_eq!(value.load(Ordering::Relaxed), round);
-            w.barrier();
+            assert!(wait(|| others.load(Ordering::Relaxed) > 0), "nobody came");
+        });
+    }
+}
+
+#[test]
+fn a_panic_in_a_chunk_is_the_callers_and_survived() {
+    for workers in [1, 2, 3, 8] {
+        let mut pool = pool(workers);
+        for _ in 0..50 {
+            assert_eq!(panic_text(&mut pool, 50, |i| assert!(i != 17, "chunk 17")), "chunk 17");
+            assert_eq!(panic_text(&mut pool, 50, |_| panic!("all")), "all");
+            assert_eq!(panic_text(&mut pool, 1, |_| panic!("the only one")), "the only one");
+            let sum = AtomicUsize::new(0);
+            pool.each(100, |i| _ = sum.fetch_add(i, Ordering::Relaxed));
+            assert_eq!(sum.into_inner(), 4950);
         }
-    });
-}
-
-#[test]
-fn a_panic_ends_the_run_on_all_workers() {
-    let mut pool = pool(4);
-    for culprit in 0..4 {
-        let passed = AtomicBool::new(false);
-        let text = panic_text(&mut pool, |w| {
-            w.barrier();
-            assert!(w.id() != culprit, "worker {culprit} fails");
-            w.barrier();
-            passed.store(true, Ordering::Relaxed);
-        });
-        assert_eq!(text, format!("worker {culprit} fails"));
-        assert!(!passed.load(Ordering::Relaxed));
-        let sum = AtomicUsize::new(0);
-        pool.run(|w| w.each(100, |i| _ = sum.fetch_add(i, Ordering::Relaxed)));
-        assert_eq!(sum.load(Ordering::Relaxed), 4950);
     }
 }
 
 #[test]
-fn a_panic_in_a_chunk_or_on_all_workers_is_survived() {
-    let mut pool = pool(3);
-    for _ in 0..100 {
-        assert_eq!(panic_text(&mut pool, |w| w.each(50, |i| assert!(i != 17, "chunk 17"))), "chunk 17");
-        assert_eq!(panic_text(&mut pool, |_| panic!("all")), "all");
-    }
-    assert_eq!(panic_text(&mut self::pool(1), |w| w.each(3, |i| assert!(i < 2, "alone"))), "alone");
-}
-
-#[test]
-fn workers_that_part_ways_are_told_so() {
-    let mut pool = pool(3);
-    for odd_one in 0..3 {
-        let text = panic_text(&mut pool, |w| {
-            w.barrier();
-            if w.id() != odd_one {
-                w.barrier();
-            }
-        });
-        assert!(text.contains("must pass the same barriers"), "{text}");
-        let text = panic_text(&mut pool, |w| {
-            if w.id() == odd_one {
-                w.barrier();
-            }
-        });
-        assert!(text.contains("must pass the same barriers"), "{text}");
-    }
-    pool.run(|w| w.barrier());
-}
-
-#[test]
-fn short_runs_never_look_like_parting() {
-    let mut pool = pool(4);
-    for _ in 0..5_000 {
-        pool.run(|w| w.barrier());
+fn pools_can_be_dropped_at_any_time() {
+    for pause_us in [0, 10, 60, 300] {
+        for _ in 0..50 {
+            let mut pool = pool(4);
+            pool.each(4, |_| {});
+            std::thread::sleep(Duration::from_micros(pause_us));
+        }
     }
 }
 
@@ -160,13 +181,14 @@ fn pinning_is_obeyed_or_reported() {
     let mut pinned = Pool::new(&PoolConfig { workers: 3, pin: vec![cpu; 3] }).expect("threads start");
     if cfg!(target_os = "linux") {
         assert_eq!(pinned.pin_error(), None);
-        pinned.run(|w| {
+        pinned.each_by(100, |worker, _| {
             let allowed = std::thread::available_parallelism().expect("known").get();
-            assert!(w.id() == 0 || allowed == 1, "worker {} may use {allowed} CPUs", w.id());
+            assert!(worker == 0 || allowed == 1, "worker {worker} may use {allowed} CPUs");
         });
     }
-    pinned.run(|w| (0..100).for_each(|_| w.barrier()));
-    let mut refused = Pool::new(&PoolConfig { workers: 2, pin: vec![0, 1 << 20] }).expect("threads start");
-    assert_eq!(refused.pin_error().expect("there is no such CPU").cpus, [1 << 20]);
-    refused.run(|w| w.barrier());
+    (0..100).for_each(|_| pinned.each(3, |_| {}));
+    let mut refused =
+        Pool::new(&PoolConfig { workers: 3, pin: vec![0, 1 << 21, 1 << 20] }).expect("threads start");
+    assert_eq!(refused.pin_error().expect("there are no such CPUs").cpus, [1 << 20, 1 << 21]);
+    refused.each(10, |_| {});
 }

@@ -9,9 +9,9 @@
 //! logits = Whead norm(x)
 //! ```
 //!
-//! One call of `forward` is one program on all workers; every `w.each`, `fill` or `multiply` below ends at
-//! a barrier. Several tokens go through together: weights are read once for all of them, and each token's
-//! numbers are the same bits as if it had come alone.
+//! `forward` is a program on the calling thread; every `pool.each`, `fill` or `multiply` below is a stage, in
+//! chunks on all workers. Several tokens go through together: weights are read once for all of them, and each
+//! token's numbers are the same bits as if it had come alone.
 
 use crate::config::{Config, MAX_HEAD_DIM};
 use crate::error::{Error, Result};
@@ -26,7 +26,7 @@ use lutite_kernels::pack::p32::TILE_ROWS;
 use lutite_runtime::decode::{Decoder, Logits};
 use lutite_runtime::kv::{KvCache, KvShape};
 use lutite_runtime::os::shared::SharedMat;
-use lutite_runtime::pool::{Pool, Worker};
+use lutite_runtime::pool::Pool;
 use lutite_runtime::store::Bytes;
 
 /// One transformer layer's weights, or what is said of each.
@@ -335,7 +335,7 @@ impl Decoder for Llama {
         for (i, row) in flow.angles.as_mut_slice().chunks_exact_mut(net.rope.dims()).enumerate() {
             net.rope.angles(start + i, row);
         }
-        pool.run(|w| net.forward(w, flow, kv, start, n, wanted));
+        net.forward(pool, flow, kv, start, n, wanted);
         *position += n;
         Ok(&flow.logits.as_mut_slice()[..wanted * net.config.vocab])
     }
@@ -374,39 +374,39 @@ impl Net {
         Ok(())
     }
 
-    /// The program that every worker executes.
-    fn forward(&self, w: &Worker<'_>, f: &Flow, kv: &KvCache, start: usize, n: usize, wanted: usize) {
+    /// One step.
+    fn forward(&self, pool: &mut Pool, f: &Flow, kv: &KvCache, start: usize, n: usize, wanted: usize) {
         let isa = self.isa;
         for (i, l) in self.layers.iter().enumerate() {
-            self.norm(w, f, 0, n, &l.attn_norm, &f.attn_in);
-            multiply(w, isa, n, &f.attn_in, [&l.q, &l.k, &l.v], [&f.q, &f.k, &f.v]);
-            self.store_kv(w, f, kv, i, start, n);
-            self.attention(w, f, kv, i, start, n);
+            self.norm(pool, f, 0, n, &l.attn_norm, &f.attn_in);
+            multiply(pool, isa, n, &f.attn_in, [&l.q, &l.k, &l.v], [&f.q, &f.k, &f.v]);
+            self.store_kv(pool, f, kv, i, start, n);
+            self.attention(pool, f, kv, i, start, n);
             {
                 let att = f.att.read();
-                f.att_in.fill(w, isa, n, |t, cols, out| out.copy_from_slice(&att.row(t)[cols]));
+                f.att_in.fill(pool, isa, n, |t, cols, out| out.copy_from_slice(&att.row(t)[cols]));
             }
-            multiply_add(w, isa, n, &f.att_in, &l.o, &f.x);
+            multiply_add(pool, isa, n, &f.att_in, &l.o, &f.x);
 
-            self.norm(w, f, 0, n, &l.ffn_norm, &f.ffn_in);
-            multiply(w, isa, n, &f.ffn_in, [&l.gate, &l.up], [&f.gate, &f.up]);
+            self.norm(pool, f, 0, n, &l.ffn_norm, &f.ffn_in);
+            multiply(pool, isa, n, &f.ffn_in, [&l.gate, &l.up], [&f.gate, &f.up]);
             {
                 let (gate, up) = (f.gate.read(), f.up.read());
-                f.mid.fill(w, isa, n, |t, cols, out| {
+                f.mid.fill(pool, isa, n, |t, cols, out| {
                     act::silu_mul(isa, &gate.row(t)[cols.clone()], &up.row(t)[cols], out);
                 });
             }
-            multiply_add(w, isa, n, &f.mid, &l.down, &f.x);
+            multiply_add(pool, isa, n, &f.mid, &l.down, &f.x);
         }
-        self.norm(w, f, n - wanted, wanted, &self.norm, &f.head_in);
-        multiply(w, isa, wanted, &f.head_in, [&self.head], [&f.logits]);
+        self.norm(pool, f, n - wanted, wanted, &self.norm, &f.head_in);
+        multiply(pool, isa, wanted, &f.head_in, [&self.head], [&f.logits]);
     }
 
     /// A stage: norms `n` tokens of the residual stream from the `first` on, and tabulates them. A token's
-    /// factor is worked out anew by each worker that takes a part of it: cheaper than another barrier.
-    fn norm(&self, w: &Worker<'_>, f: &Flow, first: usize, n: usize, weight: &[f32], out: &Input) {
+    /// factor is worked out anew for each part of it: cheaper than another stage.
+    fn norm(&self, pool: &mut Pool, f: &Flow, first: usize, n: usize, weight: &[f32], out: &Input) {
         let x = f.x.read();
-        out.fill(w, self.isa, n, |t, cols, out| {
+        out.fill(pool, self.isa, n, |t, cols, out| {
             let x = x.row(first + t);
             let factor = norm::inverse_rms(self.isa, x, self.config.eps);
             norm::apply(&x[cols.clone()], factor, &weight[cols], out);
@@ -414,10 +414,10 @@ impl Net {
     }
 
     /// A stage: rotates the new keys and appends keys and values to the cache.
-    fn store_kv(&self, w: &Worker<'_>, f: &Flow, kv: &KvCache, layer: usize, start: usize, n: usize) {
+    fn store_kv(&self, pool: &mut Pool, f: &Flow, kv: &KvCache, layer: usize, start: usize, n: usize) {
         let (k, v, angles) = (f.k.read(), f.v.read(), f.angles.read());
         let dim = self.config.head_dim;
-        w.each(self.config.kv_heads, |h| {
+        pool.each(self.config.kv_heads, |h| {
             let mut slab = kv.write(layer, h);
             let cols = h * dim..(h + 1) * dim;
             for t in 0..n {
@@ -431,12 +431,12 @@ impl Net {
     }
 
     /// A stage: every head of every new token attends to all positions up to its own.
-    fn attention(&self, w: &Worker<'_>, f: &Flow, kv: &KvCache, layer: usize, start: usize, n: usize) {
+    fn attention(&self, pool: &mut Pool, f: &Flow, kv: &KvCache, layer: usize, start: usize, n: usize) {
         let c = &self.config;
         let (q, angles, cache) = (f.q.read(), f.angles.read(), kv.read(layer));
         let scale = 1.0 / (c.head_dim as f32).sqrt();
-        let mut scores = f.scores.write_row(w.id());
-        let mut head = |t: usize, h: usize, out: &mut [f32]| {
+        let head = |worker: usize, t: usize, h: usize, out: &mut [f32]| {
+            let mut scores = f.scores.write_row(worker);
             let mut query = [0.0; MAX_HEAD_DIM];
             let query = &mut query[..c.head_dim];
             query.copy_from_slice(&q.row(t)[h * c.head_dim..(h + 1) * c.head_dim]);
@@ -446,12 +446,12 @@ impl Net {
             attend(self.isa, query, keys, values, scale, &mut scores[..positions], out);
         };
         if n == 1 {
-            w.each(c.heads, |h| head(0, h, f.att.write_chunk(h).row_mut(0)));
+            pool.each_by(c.heads, |worker, h| head(worker, 0, h, f.att.write_chunk(h).row_mut(0)));
         } else {
-            w.each(n, |t| {
+            pool.each_by(n, |worker, t| {
                 let mut row = f.att.write_row(t);
                 for (h, out) in row.chunks_exact_mut(c.head_dim).enumerate() {
-                    head(t, h, out);
+                    head(worker, t, h, out);
                 }
             });
         }

@@ -2,7 +2,7 @@
 //!
 //! The stages of a forward pass hand each other vectors and matrices: one stage writes them in pieces, from
 //! all workers at once, the next one reads them whole. `&` and `&mut` cannot say this, so these buffers give
-//! out guards, and a guard that does not fit the outstanding ones is a panic: a barrier is missing.
+//! out guards, and a guard that does not fit the outstanding ones is a panic.
 //!
 //! # The rule, and why it holds
 //!
@@ -280,7 +280,7 @@ impl<T: Plain> SharedMat<T> {
         if let Err(counts) = self.counts.enter(kind) {
             panic!(
                 "{self}: cannot {what}: outstanding guards: {} read, {} on columns, {} on rows; \
-                 is a barrier missing between two stages?",
+                 does one stage write what it reads?",
                 Kind::Read.count(counts),
                 Kind::Cols.count(counts),
                 Kind::Row.count(counts)

@@ -61,10 +61,8 @@ impl ReadBandwidth {
         while passes < PASSES_MIN || begin.elapsed() < TIME {
             interrupt::check(interrupt::flag())?;
             let start = Instant::now();
-            pool.run(|w| {
-                w.each(chunks, |c| {
-                    black_box(sum(&self.words[c * CHUNK..(c + 1) * CHUNK]));
-                });
+            pool.each(chunks, |c| {
+                black_box(sum(&self.words[c * CHUNK..(c + 1) * CHUNK]));
             });
             best = best.min(start.elapsed());
             passes += 1;
