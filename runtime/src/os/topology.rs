@@ -7,8 +7,8 @@
 //! every group above. Elsewhere the standard library's count of CPUs is all that is known.
 //!
 //! The default is one worker per *big* physical core. Decode waits for memory, and a second hardware thread on
-//! a core adds no memory bandwidth; a little core adds some, but at each barrier the big ones wait for its
-//! last chunk.
+//! a core adds no memory bandwidth; a little core adds some, but at each stage's end the big ones wait for
+//! its last chunk.
 
 use super::cgroup::{Version, groups, text};
 use std::collections::BTreeMap;
