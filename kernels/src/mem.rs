@@ -1,4 +1,4 @@
-//! Views of plain numbers as bytes: the only reinterpretation this crate makes. With `arch`, one of
+//! Plain numbers as bytes and back: the only reinterpretation this crate makes. With `arch`, one of
 //! its two rooms for `unsafe`.
 #![allow(unsafe_code)]
 
@@ -15,6 +15,13 @@ pub(crate) fn bytes_of(x: &[u16]) -> &[u8] {
 pub(crate) fn bytes_of_mut(x: &mut [u16]) -> &mut [u8] {
     // SAFETY: as above, and the exclusive borrow is passed on.
     unsafe { core::slice::from_raw_parts_mut(x.as_mut_ptr().cast(), size_of_val(x)) }
+}
+
+/// 16 floats from their bytes in memory order.
+#[inline(always)]
+pub(crate) fn floats(bytes: [u8; 64]) -> [f32; 16] {
+    // SAFETY: the sizes are equal, and any bit pattern is a valid f32.
+    unsafe { core::mem::transmute(bytes) }
 }
 
 #[cfg(not(target_endian = "little"))]

@@ -10,6 +10,9 @@
 /// Number of f32 lanes that every reduction uses, whatever the hardware's width.
 pub(crate) const LANES: usize = 8;
 
+/// Lanes of a [`Simd::W`].
+pub(crate) const WIDE: usize = 16;
+
 /// Rows of a tile: one byte of a 32-byte vector each. See `pack::p32`.
 pub(crate) const TILE: usize = 32;
 
@@ -21,6 +24,8 @@ pub(crate) const BIAS: u8 = 128;
 pub(crate) trait Simd: Copy {
     /// 8 f32 lanes.
     type F: Copy;
+    /// 16 f32 lanes, for algorithms whose lanes never meet: one register where the hardware has such.
+    type W: Copy;
     /// Two 16-entry byte tables, each ready to be looked up by 32 indices.
     type Tables: Copy;
     /// Running sums of table entries for 32 rows; up to 256 entries may be added.
@@ -75,6 +80,27 @@ pub(crate) trait Simd: Copy {
     fn sum(self, v: Self::F) -> f32;
     /// Largest lane (no NaN among the lanes).
     fn hmax(self, v: Self::F) -> f32;
+
+    /// All lanes `x`.
+    fn wide_splat(self, x: f32) -> Self::W;
+    /// All lanes one little-endian half float.
+    fn wide_splat_f16(self, x: [u8; 2]) -> Self::W;
+    /// 16 little-endian floats.
+    fn wide_f32(self, x: &[u8; 64]) -> Self::W;
+    /// 16 little-endian half floats, exactly widened.
+    fn wide_f16(self, x: &[u8; 32]) -> Self::W;
+    /// 16 signed bytes, exactly widened.
+    fn wide_i8(self, x: &[u8; 16]) -> Self::W;
+    /// 16 numbers of 4 bits, less 8: the low nibbles of 8 bytes, then the high ones.
+    fn wide_i4(self, x: &[u8; 8]) -> Self::W;
+    /// 16 floats from memory.
+    fn wide_load(self, x: &[f32; WIDE]) -> Self::W;
+    /// 16 floats to memory.
+    fn wide_store(self, v: Self::W, out: &mut [f32; WIDE]);
+    /// `a * b`
+    fn wide_mul(self, a: Self::W, b: Self::W) -> Self::W;
+    /// `a * b + c` with one rounding.
+    fn wide_fma(self, a: Self::W, b: Self::W, c: Self::W) -> Self::W;
 
     /// Table entries of 4 activations. `t[e]` is `inv` times the sum over `i` of `x[i]` where bit `i` of `e`
     /// is set and of `-x[i]` where it is not, formed as `(x0 + x1) + (x2 + x3)`; it must lie within +-127.

@@ -2,6 +2,56 @@
 //! With `mem`, the only room of this crate that holds `unsafe`.
 #![allow(unsafe_code)]
 
+/// The operations on 16 lanes, within an `impl Simd`, for tiers whose registers do not have as many: by pairs of 8.
+macro_rules! wide_as_pairs {
+    () => {
+        type W = [Self::F; 2];
+
+        #[inline(always)]
+        fn wide_splat(self, x: f32) -> Self::W {
+            [self.splat(x); 2]
+        }
+        #[inline(always)]
+        fn wide_splat_f16(self, x: [u8; 2]) -> Self::W {
+            let [a, b] = x;
+            [self.load_f16(&[a, b, a, b, a, b, a, b, a, b, a, b, a, b, a, b]); 2]
+        }
+        #[inline(always)]
+        fn wide_f32(self, x: &[u8; 64]) -> Self::W {
+            self.wide_load(&crate::mem::floats(*x))
+        }
+        #[inline(always)]
+        fn wide_f16(self, x: &[u8; 32]) -> Self::W {
+            let (x, _) = x.as_chunks();
+            [self.load_f16(&x[0]), self.load_f16(&x[1])]
+        }
+        #[inline(always)]
+        fn wide_i8(self, x: &[u8; 16]) -> Self::W {
+            let (x, _) = x.as_chunks();
+            [self.load_i8(&x[0]), self.load_i8(&x[1])]
+        }
+        #[inline(always)]
+        fn wide_load(self, x: &[f32; crate::simd::WIDE]) -> Self::W {
+            let (x, _) = x.as_chunks();
+            [self.load(&x[0]), self.load(&x[1])]
+        }
+        #[inline(always)]
+        fn wide_store(self, v: Self::W, out: &mut [f32; crate::simd::WIDE]) {
+            let (out, _) = out.as_chunks_mut();
+            self.store(v[0], &mut out[0]);
+            self.store(v[1], &mut out[1]);
+        }
+        #[inline(always)]
+        fn wide_mul(self, a: Self::W, b: Self::W) -> Self::W {
+            [self.mul(a[0], b[0]), self.mul(a[1], b[1])]
+        }
+        #[inline(always)]
+        fn wide_fma(self, a: Self::W, b: Self::W, c: Self::W) -> Self::W {
+            [self.fma(a[0], b[0], c[0]), self.fma(a[1], b[1], c[1])]
+        }
+    };
+}
+
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod scalar;

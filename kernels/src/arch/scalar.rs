@@ -108,6 +108,14 @@ impl Simd for Scalar {
         v.into_iter().fold(v[0], |a, b| if a > b { a } else { b })
     }
 
+    wide_as_pairs!();
+
+    #[inline(always)]
+    fn wide_i4(self, x: &[u8; 8]) -> [F; 2] {
+        let float = |n: u8| f32::from(n) - 8.0;
+        [x.map(|b| float(b & 15)), x.map(|b| float(b >> 4))]
+    }
+
     #[inline(always)]
     fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16]) {
         for e in 0..16 {

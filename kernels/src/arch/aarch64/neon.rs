@@ -292,6 +292,12 @@ fn narrow_f16(x: float32x4_t) -> uint16x4_t {
     out
 }
 
+/// 8 signed bytes, exactly widened.
+#[inline(always)]
+fn widen_i8(x: int8x8_t) -> F {
+    widen_i16(op!(vmovl_s8(x)))
+}
+
 /// 16 integral floats within +-127, plus `bias`, as bytes.
 #[inline(always)]
 fn pack_bytes(t: [float32x4_t; 4], bias: u8, out: &mut [u8; 16]) {
@@ -366,7 +372,7 @@ impl<L: Level> Simd for Neon<L> {
     }
     #[inline(always)]
     fn load_i8(self, x: &[u8; 8]) -> F {
-        widen_i16(op!(vmovl_s8(vreinterpret_s8_u8(vld1_u8(x.as_ptr())))))
+        op!(widen_i8(vreinterpret_s8_u8(vld1_u8(x.as_ptr()))))
     }
     #[inline(always)]
     fn add(self, a: F, b: F) -> F {
@@ -425,6 +431,17 @@ impl<L: Level> Simd for Neon<L> {
     #[inline(always)]
     fn hmax(self, v: F) -> f32 {
         op!(vmaxvq_f32(vmaxq_f32(v.lo, v.hi)))
+    }
+
+    wide_as_pairs!();
+
+    #[inline(always)]
+    fn wide_i4(self, x: &[u8; 8]) -> [F; 2] {
+        op!({
+            let x = vld1_u8(x.as_ptr());
+            [vand_u8(x, vdup_n_u8(15)), vshr_n_u8::<4>(x)]
+                .map(|n| widen_i8(vsub_s8(vreinterpret_s8_u8(n), vdup_n_s8(8))))
+        })
     }
 
     #[inline(always)]
