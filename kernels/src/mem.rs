@@ -2,18 +2,12 @@
 //! its two rooms for `unsafe`.
 #![allow(unsafe_code)]
 
-/// The bytes of half floats (bit patterns) in memory order; little-endian hosts only, which is all
+/// The bytes of half floats (bit patterns) in memory order, to be written to; little-endian hosts only, which is all
 /// that GGUF and this project support.
 #[inline(always)]
-pub(crate) fn bytes_of(x: &[u16]) -> &[u8] {
-    // SAFETY: u16 has no padding, u8 has no alignment, the length in bytes is exact.
-    unsafe { core::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x)) }
-}
-
-/// As [`bytes_of`], to be written to; any bit pattern is a valid u16.
-#[inline(always)]
 pub(crate) fn bytes_of_mut(x: &mut [u16]) -> &mut [u8] {
-    // SAFETY: as above, and the exclusive borrow is passed on.
+    // SAFETY: u16 has no padding and any bit pattern is one, u8 has no alignment, the length in bytes is exact, and
+    // the exclusive borrow is passed on.
     unsafe { core::slice::from_raw_parts_mut(x.as_mut_ptr().cast(), size_of_val(x)) }
 }
 

@@ -1,8 +1,10 @@
 //! The slow, obvious twins: written row by row from the formulas, sharing nothing with the kernels but
 //! the meaning of the formats. Tests hold every tier to these.
 
+use crate::attention::{KvType, SPAN};
 use crate::error::Result;
 use crate::pack::Packed;
+use half::f16;
 
 /// `y[r] = sum over c of w[r][c] x[c]` in f64 over the dequantized weights: what the numbers mean.
 ///
@@ -131,4 +133,66 @@ pub fn lane_sum(x: &[f32]) -> f32 {
         v[i % 8] += x;
     }
     ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
+}
+
+/// What a cache keeps of the key or value `x` of one position: the numbers that it stands for afterwards.
+pub fn kv_stored(ty: KvType, x: &[f32]) -> Vec<f32> {
+    let quantized = |x: &[f32], d: f32, low: f32, high: f32| -> Vec<f32> {
+        let d = f16::from_f32(d).to_f32();
+        let code = |x: &f32| if d == 0.0 { 0.0 } else { (x / d).round_ties_even().clamp(low, high) };
+        x.iter().map(|x| code(x) * d).collect()
+    };
+    let largest = |x: &[f32]| {
+        let finite = x.iter().all(|x| x.is_finite());
+        let largest = |a: f32, b: &f32| if b.abs() > a.abs() || (*b == -a && *b > 0.0) { *b } else { a };
+        if finite { x.iter().fold(0.0, largest) } else { f32::NAN }
+    };
+    match ty {
+        KvType::F32 => x.to_vec(),
+        KvType::F16 => x.iter().map(|x| f16::from_f32(*x).to_f32()).collect(),
+        KvType::Q8_0 => {
+            x.chunks(32).flat_map(|x| quantized(x, largest(x).abs() / 127.0, -127.0, 127.0)).collect()
+        }
+        KvType::Q4_0 => x.chunks(32).flat_map(|x| quantized(x, largest(x) / -8.0, -8.0, 7.0)).collect(),
+    }
+}
+
+/// The arithmetic of [`crate::attention`] for one query (times `1 / sqrt(head_dim)`) that sees all of `keys` and
+/// `values`, `[positions][head_dim]` each: equal in bits to every tier, batch and number of workers.
+pub fn attention(query: &[f32], keys: &[f32], values: &[f32]) -> Vec<f32> {
+    let dim = query.len();
+    let (mut max, mut sum, mut out) = (0.0f32, 0.0f32, vec![0.0f32; dim]);
+    for (keys, values) in keys.chunks(SPAN * dim).zip(values.chunks(SPAN * dim)) {
+        let product = |k: &[f32]| query.iter().zip(k).fold(0.0f32, |sum, (q, k)| k.mul_add(*q, sum));
+        let mut weights: Vec<f32> = keys.chunks(dim).map(product).collect();
+        let top = weights.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+        let finite = weights.iter().all(|x| x.is_finite());
+        weights.iter_mut().for_each(|x| *x = exp(*x - top));
+        let mixed = |d: usize| {
+            weights.iter().zip(values.chunks(dim)).fold(0.0f32, |sum, (w, v)| v[d].mul_add(*w, sum))
+        };
+        let new = if finite { lane_sum(&weights) } else { f32::NAN };
+        let (a, b) = if sum == 0.0 {
+            (max, sum) = (top, new);
+            (0.0, 1.0)
+        } else {
+            let both = max.max(top);
+            let (a, b) = (exp(max - both), exp(top - both));
+            (max, sum) = (both, new.mul_add(b, sum * a));
+            (a, b)
+        };
+        out.iter_mut().enumerate().for_each(|(d, o)| *o = mixed(d).mul_add(b, *o * a));
+    }
+    out.iter_mut().for_each(|o| *o *= 1.0 / sum);
+    out
+}
+
+/// The exponential of the bit contract for numbers that are not above 0 (`simd::exp`).
+fn exp(x: f32) -> f32 {
+    let x = x.max(-87.336_54);
+    let n = (x * core::f32::consts::LOG2_E).round_ties_even();
+    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
+    let c = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+    let p = c.into_iter().fold(0.0f32, |p, c| p.mul_add(r, c));
+    (p.mul_add(r * r, r) + 1.0) * f32::powi(2.0, n as i32)
 }

@@ -1,6 +1,7 @@
 //! A model's hyperparameters, read from GGUF metadata and checked before anything is allocated.
 
 use crate::error::{Error, Result};
+use lutite_kernels::attention::MAX_HEAD_DIM;
 use lutite_kernels::ggml::dequantize_row;
 use lutite_kernels::ops::rope::{RopeConfig, RopeScaling};
 use lutite_runtime::store::{ARCH_PREFIX, Gguf, PackedInfo};
@@ -161,9 +162,6 @@ fn vocab(k: &Keys<'_, '_>) -> Result<usize> {
     }
     Ok(k.opt("vocab_size")?.unwrap_or(0))
 }
-
-/// Largest head that attention keeps in registers and on the stack.
-pub(crate) const MAX_HEAD_DIM: usize = 256;
 
 fn rope(k: &Keys<'_, '_>, head_dim: usize) -> Result<RopeConfig> {
     let dims = k.opt("rope.dimension_count")?.unwrap_or(head_dim);

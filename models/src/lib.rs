@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arch;
+mod attention;
 pub mod chat;
 pub mod config;
 mod error;

@@ -1,12 +1,13 @@
 //! From a file to a decoder.
 
 use crate::arch::llama::{self, Llama, Session, session_bytes};
+use crate::attention;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::verify::verify_on;
 use crate::weights::{Path, Weights, check_version, is_packed};
 use lutite_kernels::isa::Isa;
-use lutite_runtime::kv::{KvShape, KvType};
+use lutite_runtime::kv::KvTypes;
 use lutite_runtime::pool::{Pool, PoolConfig};
 use lutite_runtime::store::ModelFile;
 
@@ -31,7 +32,7 @@ pub struct OpenOptions {
     /// Tokens per step.
     pub batch: usize,
     /// Storage of keys and values.
-    pub kv: KvType,
+    pub kv: KvTypes,
     /// Bytes that the session may allocate beside its weights and which limit says so; `None` for no check.
     pub available: Option<(u64, String)>,
     /// Whether a packed file is held against its checksums first, which reads all of it (some 10 ms for 100 MB that
@@ -48,7 +49,7 @@ impl OpenOptions {
             path: Path::Lut,
             context: None,
             batch: DEFAULT_BATCH,
-            kv: KvType::F16,
+            kv: KvTypes::default(),
             available: None,
             verify: true,
         }
@@ -86,19 +87,13 @@ pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
     }
     let config = Config::read(&gguf)?;
     let context = o.context.unwrap_or(config.context.min(DEFAULT_CONTEXT));
-    let shape = KvShape {
-        layers: config.layers,
-        heads: config.kv_heads,
-        head_dim: config.head_dim,
-        context,
-        ty: o.kv,
-    };
     if context == 0 {
         return Err(Error::Config {
             key: "context".into(),
             why: "0 positions; ask for at least 1 with -c".into(),
         });
     }
+    let shape = attention::kv_shape(&config, o.kv, context)?;
     let batch = o.batch.clamp(1, context);
     // The file before the memory: what a damaged file would need means nothing.
     let weights = Weights::new(&gguf, &file, o.path)?;

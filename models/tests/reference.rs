@@ -23,8 +23,13 @@ fn largest_difference(model: &str, bytes: &Bytes, tokens: &[u32], expected: &[f6
     for isa in Isa::available() {
         let mut first: Option<Vec<f32>> = None;
         for (batch, workers) in [(64, 2), (7, 3), (1, 1)] {
-            let o =
-                OpenOptions { path: Path::Plain, kv: KvType::F32, workers, batch, ..OpenOptions::new(isa) };
+            let o = OpenOptions {
+                path: Path::Plain,
+                kv: KvType::F32.into(),
+                workers,
+                batch,
+                ..OpenOptions::new(isa)
+            };
             let mut m = open::open(bytes, &o).unwrap();
             let mut got = Vec::new();
             for t in tokens.chunks(batch) {

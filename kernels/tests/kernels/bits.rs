@@ -1,8 +1,9 @@
 //! One hash for each kernel over seeded inputs. Within a machine all tiers have to agree; the hashes are printed, so that
 //! machines of different architectures can be compared as well (`.ci/run aarch64`).
 
+use crate::attention::{Cache, kv_types};
 use crate::common::{HLQ, Matrix, Rng, UNIFORM};
-use lutite_kernels::attention::{KvSlice, attend, to_f16};
+use lutite_kernels::attention::KvLayout;
 use lutite_kernels::dot::{Block, product, quantize};
 use lutite_kernels::isa::Isa;
 use lutite_kernels::lut::{TableShape, Tables, gemv, table};
@@ -98,21 +99,14 @@ fn operations(isa: Isa, h: &mut Hash) {
 
 fn attention(isa: Isa, h: &mut Hash) {
     let mut rng = Rng(13);
-    for (dim, positions) in [(8, 1), (64, 37), (128, 300)] {
-        let mut floats = || (0..dim * positions).map(|_| rng.normal()).collect::<Vec<f32>>();
-        let (k, v) = (floats(), floats());
-        let q = floats()[..dim].to_vec();
-        let half = |x: &[f32]| {
-            let mut out = vec![0; x.len()];
-            to_f16(isa, x, &mut out);
-            out
-        };
-        let (k16, v16) = (half(&k), half(&v));
-        for (k, v) in [(KvSlice::F32(&k), KvSlice::F32(&v)), (KvSlice::F16(&k16), KvSlice::F16(&v16))] {
-            let (mut scores, mut out) = (vec![0.0; positions], vec![0.0; dim]);
-            attend(isa, &q, k, v, 0.125, &mut scores, &mut out);
-            h.floats(&scores);
-            h.floats(&out);
+    for (dim, positions, heads) in [(8, 1, 1), (64, 37, 3), (96, 300, 2), (128, 260, 8)] {
+        for (keys, values) in kv_types(dim) {
+            let cache = Cache::random(&mut rng, isa, KvLayout::new(dim, keys, values).unwrap(), positions);
+            let queries: Vec<f32> = (0..2 * heads * dim).map(|_| rng.normal() * 0.2).collect();
+            for first in [0, positions.saturating_sub(2)] {
+                let tokens = 2.min(positions - first);
+                h.floats(&cache.attend(isa, &queries[..tokens * heads * dim], heads, first));
+            }
         }
     }
 }

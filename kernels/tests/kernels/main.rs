@@ -1,5 +1,6 @@
 //! Property tests of the kernels, one module per subject.
 
+mod attention;
 mod bits;
 mod common;
 mod dot;

@@ -13,18 +13,18 @@
 //! chunks on all workers. Several tokens go through together: weights are read once for all of them, and each
 //! token's numbers are the same bits as if it had come alone.
 
-use crate::config::{Config, MAX_HEAD_DIM};
+use crate::attention::{self, Attention};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::linear::{Input, Linear, multiply, multiply_add};
 use crate::weights::Weights;
-use lutite_kernels::attention::attend;
 use lutite_kernels::ggml::{GgmlType, dequantize_row};
 use lutite_kernels::isa::Isa;
-use lutite_kernels::ops::rope::{Rope, rotate_adjacent};
+use lutite_kernels::ops::rope::Rope;
 use lutite_kernels::ops::{act, norm};
 use lutite_kernels::pack::p32::TILE_ROWS;
 use lutite_runtime::decode::{Decoder, Logits};
-use lutite_runtime::kv::{KvCache, KvShape};
+use lutite_runtime::kv::KvShape;
 use lutite_runtime::os::shared::SharedMat;
 use lutite_runtime::pool::Pool;
 use lutite_runtime::store::Bytes;
@@ -111,20 +111,15 @@ struct Net {
 #[derive(Debug)]
 struct Flow {
     x: SharedMat<f32>,      // [dim], the residual stream
-    angles: SharedMat<f32>, // [rope dims], cosine and sine per pair
     attn_in: Input,         // [dim], normed
-    q: SharedMat<f32>,      // [heads * head_dim]
-    k: SharedMat<f32>,      // [kv_heads * head_dim]
-    v: SharedMat<f32>,      // [kv_heads * head_dim]
-    att: SharedMat<f32>,    // [heads * head_dim]
-    att_in: Input,          // the same, tabulated
+    attention: Attention,   // q, k, v, and all positions so far
+    att_in: Input,          // [heads * head_dim]
     ffn_in: Input,          // [dim], normed
     gate: SharedMat<f32>,   // [ffn]
     up: SharedMat<f32>,     // [ffn]
     mid: Input,             // [ffn]
     head_in: Input,         // [dim], normed; only the tokens whose logits are asked for
     logits: SharedMat<f32>, // [vocab], as many
-    scores: SharedMat<f32>, // [context]; one row per worker, not per token
 }
 
 /// A Llama-like decoder.
@@ -132,7 +127,6 @@ struct Flow {
 pub struct Llama {
     net: Net,
     flow: Flow,
-    kv: KvCache,
     pool: Pool,
     position: usize,
     batch: usize,
@@ -152,9 +146,9 @@ pub fn session_bytes(c: &Config, kv: KvShape, batch: usize, workers: usize) -> S
     // Floats of the residual stream, q, k, v, gate, up and logits; inputs count 4 bytes per activation and
     // up to 9 for its tables.
     let inputs = 3 * c.dim + c.heads * c.head_dim + c.ffn;
-    let floats = c.dim + 2 * (c.heads + c.kv_heads) * c.head_dim + 2 * c.ffn + c.vocab;
-    let scores = workers.saturating_mul(kv.context).saturating_mul(4);
-    let activations = batch.saturating_mul(4 * floats + 13 * inputs).saturating_add(scores);
+    let floats = c.dim + (c.heads + 2 * c.kv_heads) * c.head_dim + c.rope.dims + 2 * c.ffn + c.vocab;
+    let attention = attention::buffer_bytes(c, kv, batch, workers);
+    let activations = batch.saturating_mul(4 * floats + 13 * inputs).saturating_add(attention);
     SessionBytes { kv: kv.bytes(), activations }
 }
 
@@ -201,7 +195,6 @@ impl Llama {
         let Session { isa, pool, kv, batch } = session;
         let c = &config;
         let (dim, ffn) = (c.dim, c.ffn);
-        let (q_dim, kv_dim) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let load = |name: &str, rows, cols| -> Result<Linear> {
             let mut l = w.linear(name, rows, cols)?;
             l.set_workers(pool.workers());
@@ -219,12 +212,8 @@ impl Llama {
         let tiled = |dim| SharedMat::new(batch, dim, TILE_ROWS);
         let flow = Flow {
             x: tiled(dim)?,
-            angles: SharedMat::new(batch, rope.dims(), rope.dims())?,
             attn_in: Input::new(batch, &all(|l| vec![&l.q, &l.k, &l.v]))?,
-            q: tiled(q_dim)?,
-            k: tiled(kv_dim)?,
-            v: tiled(kv_dim)?,
-            att: SharedMat::new(batch, q_dim, c.head_dim)?,
+            attention: Attention::new(c, kv, rope.dims(), batch, pool.workers())?,
             att_in: Input::new(batch, &all(|l| vec![&l.o]))?,
             ffn_in: Input::new(batch, &all(|l| vec![&l.gate, &l.up]))?,
             gate: tiled(ffn)?,
@@ -232,11 +221,9 @@ impl Llama {
             mid: Input::new(batch, &all(|l| vec![&l.down]))?,
             head_in: Input::new(batch, &[&head])?,
             logits: tiled(c.vocab)?,
-            scores: SharedMat::new(pool.workers(), kv.context, kv.context)?,
         };
-        let kv = KvCache::new(kv)?;
         let net = Net { isa, embedding, layers, norm, head, rope, config };
-        Ok(Llama { net, flow, kv, pool, position: 0, batch })
+        Ok(Llama { net, flow, pool, position: 0, batch })
     }
 
     /// Its hyperparameters.
@@ -283,7 +270,7 @@ impl Llama {
 
     /// Sizes of its KV cache.
     pub fn kv_shape(&self) -> KvShape {
-        self.kv.shape()
+        self.flow.attention.kv_shape()
     }
 
     /// The instruction set that its kernels run on.
@@ -299,7 +286,7 @@ impl Decoder for Llama {
         self.net.config.vocab
     }
     fn context(&self) -> usize {
-        self.kv.shape().context
+        self.kv_shape().context
     }
     fn batch(&self) -> usize {
         self.batch
@@ -327,26 +314,28 @@ impl Decoder for Llama {
             return Err(Error::Config { key: "batch".into(), why });
         }
         self.check_room(n)?;
-        let Llama { net, flow, kv, pool, position, .. } = self;
+        let Llama { net, flow, pool, position, .. } = self;
         let start = *position;
         let wanted = if logits == Logits::All { n } else { 1 };
-        flow.set_tokens(n, wanted);
+        flow.set_step(start, n, wanted);
         net.embed(tokens, &mut flow.x)?;
-        for (i, row) in flow.angles.as_mut_slice().chunks_exact_mut(net.rope.dims()).enumerate() {
+        for (i, row) in
+            flow.attention.input.angles.as_mut_slice().chunks_exact_mut(net.rope.dims()).enumerate()
+        {
             net.rope.angles(start + i, row);
         }
-        net.forward(pool, flow, kv, start, n, wanted);
+        net.forward(pool, flow, n, wanted);
         *position += n;
         Ok(&flow.logits.as_mut_slice()[..wanted * net.config.vocab])
     }
 }
 
 impl Flow {
-    fn set_tokens(&mut self, n: usize, wanted: usize) {
-        let Flow { x, angles, q, k, v, att, gate, up, .. } = self;
-        for m in [x, angles, q, k, v, att, gate, up] {
+    fn set_step(&mut self, start: usize, n: usize, wanted: usize) {
+        for m in [&mut self.x, &mut self.gate, &mut self.up] {
             m.set_rows(n);
         }
+        self.attention.set_step(start, n);
         for i in [&mut self.attn_in, &mut self.att_in, &mut self.ffn_in, &mut self.mid] {
             i.set_tokens(n);
         }
@@ -375,17 +364,14 @@ impl Net {
     }
 
     /// One step.
-    fn forward(&self, pool: &mut Pool, f: &Flow, kv: &KvCache, start: usize, n: usize, wanted: usize) {
+    fn forward(&self, pool: &mut Pool, f: &Flow, n: usize, wanted: usize) {
         let isa = self.isa;
         for (i, l) in self.layers.iter().enumerate() {
             self.norm(pool, f, 0, n, &l.attn_norm, &f.attn_in);
-            multiply(pool, isa, n, &f.attn_in, [&l.q, &l.k, &l.v], [&f.q, &f.k, &f.v]);
-            self.store_kv(pool, f, kv, i, start, n);
-            self.attention(pool, f, kv, i, start, n);
-            {
-                let att = f.att.read();
-                f.att_in.fill(pool, isa, n, |t, cols, out| out.copy_from_slice(&att.row(t)[cols]));
-            }
+            let to = &f.attention.input;
+            multiply(pool, isa, n, &f.attn_in, [&l.q, &l.k, &l.v], [&to.q, &to.k, &to.v]);
+            f.attention.attend(pool, isa, i);
+            f.att_in.fill(pool, isa, n, |t, cols, out| f.attention.output(isa, t, cols, out));
             multiply_add(pool, isa, n, &f.att_in, &l.o, &f.x);
 
             self.norm(pool, f, 0, n, &l.ffn_norm, &f.ffn_in);
@@ -411,49 +397,5 @@ impl Net {
             let factor = norm::inverse_rms(self.isa, x, self.config.eps);
             norm::apply(&x[cols.clone()], factor, &weight[cols], out);
         });
-    }
-
-    /// A stage: rotates the new keys and appends keys and values to the cache.
-    fn store_kv(&self, pool: &mut Pool, f: &Flow, kv: &KvCache, layer: usize, start: usize, n: usize) {
-        let (k, v, angles) = (f.k.read(), f.v.read(), f.angles.read());
-        let dim = self.config.head_dim;
-        pool.each(self.config.kv_heads, |h| {
-            let mut slab = kv.write(layer, h);
-            let cols = h * dim..(h + 1) * dim;
-            for t in 0..n {
-                let mut key = [0.0; MAX_HEAD_DIM];
-                let key = &mut key[..dim];
-                key.copy_from_slice(&k.row(t)[cols.clone()]);
-                rotate_adjacent(key, angles.row(t));
-                slab.put(self.isa, start + t, key, &v.row(t)[cols.clone()]);
-            }
-        });
-    }
-
-    /// A stage: every head of every new token attends to all positions up to its own.
-    fn attention(&self, pool: &mut Pool, f: &Flow, kv: &KvCache, layer: usize, start: usize, n: usize) {
-        let c = &self.config;
-        let (q, angles, cache) = (f.q.read(), f.angles.read(), kv.read(layer));
-        let scale = 1.0 / (c.head_dim as f32).sqrt();
-        let head = |worker: usize, t: usize, h: usize, out: &mut [f32]| {
-            let mut scores = f.scores.write_row(worker);
-            let mut query = [0.0; MAX_HEAD_DIM];
-            let query = &mut query[..c.head_dim];
-            query.copy_from_slice(&q.row(t)[h * c.head_dim..(h + 1) * c.head_dim]);
-            rotate_adjacent(query, angles.row(t));
-            let positions = start + t + 1;
-            let (keys, values) = cache.head(h * c.kv_heads / c.heads, positions);
-            attend(self.isa, query, keys, values, scale, &mut scores[..positions], out);
-        };
-        if n == 1 {
-            pool.each_by(c.heads, |worker, h| head(worker, 0, h, f.att.write_chunk(h).row_mut(0)));
-        } else {
-            pool.each_by(n, |worker, t| {
-                let mut row = f.att.write_row(t);
-                for (h, out) in row.chunks_exact_mut(c.head_dim).enumerate() {
-                    head(worker, t, h, out);
-                }
-            });
-        }
     }
 }

@@ -1,13 +1,13 @@
 //! From what a person named to a model that is ready to run.
 
-use crate::args::{Bits, CacheType, EngineArgs};
+use crate::args::{Bits, EngineArgs};
 use crate::judge::loss;
 use crate::{cache, folder, interrupt, pull, ui};
 use anyhow::Context;
 use lutite_kernels::isa::Isa;
 use lutite_models::{Model, OpenOptions, Path as KernelPath, Tokenizer, open};
 use lutite_quant::PackOptions;
-use lutite_runtime::kv::KvType;
+use lutite_runtime::kv::KvTypes;
 use lutite_runtime::os::map::Map;
 use lutite_runtime::os::{memory, topology::Topology};
 use lutite_runtime::store::{ARCH_PREFIX, Bytes, Gguf, ModelFile};
@@ -125,19 +125,12 @@ pub(crate) fn options(
     context: Option<usize>,
     path: KernelPath,
 ) -> anyhow::Result<OpenOptions> {
-    if engine.cache_type_k != engine.cache_type_v {
-        anyhow::bail!("-ctk and -ctv differ; keys and values are cached in one format, give both the same");
-    }
-    let kv = match engine.cache_type_k {
-        CacheType::F16 => KvType::F16,
-        CacheType::F32 => KvType::F32,
-    };
     Ok(OpenOptions {
         workers: threads(engine.threads),
         path,
         context,
         batch: engine.batch_size.get() as usize,
-        kv,
+        kv: KvTypes { keys: engine.cache_type_k.into(), values: engine.cache_type_v.into() },
         available: memory::available().map(|m| (m.bytes, m.bound_by)),
         ..OpenOptions::new(Isa::from_env()?)
     })

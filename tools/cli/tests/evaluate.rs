@@ -68,7 +68,7 @@ fn perplexity_of_a_story() {
     let chunks = plain["chunks"].as_u64().unwrap();
     assert!(chunks >= 4);
     assert_eq!(plain["positions"], chunks * 31);
-    assert_eq!((&plain["model"]["path"], &plain["model"]["cache"]), (&"plain".into(), &"f32".into()));
+    assert_eq!((&plain["model"]["path"], &plain["model"]["type_k"]), (&"plain".into(), &"f32".into()));
 
     // How tokens are grouped into steps changes nothing.
     let batch = home.json("perplexity MODEL -f TEXT -c 64 --path plain -ctk f32 -ctv f32 -b 7");

@@ -110,9 +110,9 @@ fn tables_stay_close_to_plain_weights() {
     let tokenizer = Tokenizer::from_gguf(&Gguf::parse(&packed).unwrap()).unwrap();
     let text = include_str!("../../../LICENSE-APACHE");
     let ids = tokenizer.encode(text, true, false);
-    let options = |path, kv| OpenOptions {
+    let options = |path, kv: KvType| OpenOptions {
         path,
-        kv,
+        kv: kv.into(),
         workers: 2,
         context: Some(500),
         ..OpenOptions::new(Isa::detect())

@@ -3,6 +3,7 @@
 use crate::{catalog, hub};
 use clap::{Args, ValueEnum};
 use lutite_models::sampling::SamplingDefaults;
+use lutite_runtime::kv::KvType;
 use lutite_runtime::sample::{SampleError, Sampler, SamplerConfig};
 use std::hash::{BuildHasher, Hasher};
 use std::num::NonZeroU32;
@@ -225,8 +226,25 @@ impl FromStr for Bits {
 /// Number format of the key and value cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CacheType {
-    /// 16 bits.
-    F16,
     /// 32 bits.
     F32,
+    /// 16 bits.
+    F16,
+    /// 8 bits and a scale per 32 numbers; 8.5 in all.
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 4 bits and a scale per 32 numbers; 4.5 in all.
+    #[value(name = "q4_0")]
+    Q4_0,
+}
+
+impl From<CacheType> for KvType {
+    fn from(ty: CacheType) -> KvType {
+        match ty {
+            CacheType::F32 => KvType::F32,
+            CacheType::F16 => KvType::F16,
+            CacheType::Q8_0 => KvType::Q8_0,
+            CacheType::Q4_0 => KvType::Q4_0,
+        }
+    }
 }

@@ -149,7 +149,7 @@ fn usage_errors() {
         "run -n -5",
         "run -t 0",
         "run -b 0",
-        "run -ctk q4_0",
+        "run -ctk q4_1",
         "chat -p hello",
         "run -hf smollm2",
         "run -hf o/r:../x",

@@ -8,7 +8,7 @@ use anyhow::Context;
 use lutite_models::config::Config;
 use lutite_models::{Model, OpenOptions, Path, Tokenizer};
 use lutite_runtime::decode::{Decoder, Logits};
-use lutite_runtime::kv::KvType;
+use lutite_runtime::kv::{KvType, KvTypes};
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -63,7 +63,7 @@ pub(super) fn open(
         ));
     }
     let options = load::options(engine, Some(context), path)?;
-    let options = OpenOptions { kv: kv.unwrap_or(options.kv), ..options };
+    let options = OpenOptions { kv: kv.map_or(options.kv, KvTypes::from), ..options };
     load::model(source, &options)
 }
 
@@ -82,12 +82,14 @@ pub(super) fn wanted(scored: bool) -> Logits {
 
 /// What the judged model is, for JSON.
 pub(super) fn describe(source: &Source, model: &Model, path: Path) -> Value {
+    let layout = model.kv_shape().layout;
     json!({
         "file": source.path.display().to_string(),
         "path": match path { Path::Lut => "lut", Path::Plain => "plain" },
         "formats": model.formats(),
         "kernel": model.isa().name(),
-        "cache": match model.kv_shape().ty { KvType::F16 => "f16", KvType::F32 => "f32" },
+        "type_k": layout.keys().name(),
+        "type_v": layout.values().name(),
         "threads": model.workers(),
         "batch": model.batch(),
     })

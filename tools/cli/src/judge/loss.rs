@@ -92,7 +92,7 @@ fn session(file: &ModelFile, path: Path, kv: KvType, threads: usize) -> anyhow::
             path,
             context: Some(LENGTH),
             batch: 1,
-            kv,
+            kv: kv.into(),
             available: memory::available().map(|m| (m.bytes, m.bound_by)),
             // It was written this moment, and its checksums come last.
             verify: false,
