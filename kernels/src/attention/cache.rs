@@ -276,7 +276,8 @@ impl Kernel for Codes<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (d, [low, high]) = (s.splat(self.d), self.limits.map(|l| s.splat(l)));
+        let [low, high] = self.limits;
+        let (d, low, high) = (s.splat(self.d), s.splat(low), s.splat(high));
         for (x, codes) in self.x.as_chunks().0.iter().zip(self.codes.as_chunks_mut::<LANES>().0) {
             let code = s.min(s.max(s.round(s.div(s.load(x), d)), low), high);
             let mut floats = [0.0; LANES];

@@ -34,6 +34,9 @@ use tiles::Tile;
 /// Positions of a span; a multiple of a block of keys.
 pub const SPAN: usize = 128;
 
+/// Most queries of a tile.
+const MAX_TILE: usize = 6;
+
 /// Most dimensions of a head.
 pub const MAX_HEAD_DIM: usize = 256;
 
@@ -94,19 +97,20 @@ pub fn attend(isa: Isa, head: Head<'_>, queries: Queries<'_>, spans: Range<usize
         head.keys.len(),
         head.values.len()
     );
+    let mut weights = [[0.0; SPAN]; MAX_TILE];
     for span in spans {
         let from = span * SPAN;
         let mut i = from.saturating_sub(first) * heads; // the first query that sees the span
         while i < n {
             let states = &mut states[i * len..];
             let group = Group { isa, head, queries, from, i };
-            // Sums of at most 6 queries stay in registers. No more than 3 are left over, if that can be avoided.
+            // As few tiles as there can be, and none of a single query if that can be avoided.
             i += match n - i {
-                1 => group.run::<1>(states),
-                2 => group.run::<2>(states),
-                3 | 5 => group.run::<3>(states),
-                4 | 7 | 8 => group.run::<4>(states),
-                _ => group.run::<6>(states),
+                1 => group.run::<1>(&mut weights, states),
+                2 => group.run::<2>(&mut weights, states),
+                3 | 5 => group.run::<3>(&mut weights, states),
+                4 | 7 | 8 => group.run::<4>(&mut weights, states),
+                _ => group.run::<MAX_TILE>(&mut weights, states),
             };
         }
     }
@@ -122,8 +126,8 @@ struct Group<'a> {
 }
 
 impl Group<'_> {
-    /// Attends with `Q` queries, and returns `Q`. `states` starts with theirs.
-    fn run<const Q: usize>(self, states: &mut [f32]) -> usize {
+    /// Attends with `Q` queries, and returns `Q`. `weights` is scratch, `states` starts with theirs.
+    fn run<const Q: usize>(self, weights: &mut [[f32; SPAN]; MAX_TILE], states: &mut [f32]) -> usize {
         let Group { isa, head, queries: Queries { x, heads, first }, from, i } = self;
         let dim = head.layout.dim();
         let len = state_len(dim);
@@ -134,14 +138,14 @@ impl Group<'_> {
             queries: core::array::from_fn(|q| &x[(i + q) * dim..(i + q + 1) * dim]),
             seen: core::array::from_fn(|q| (first + (i + q) / heads + 1 - from).min(SPAN)),
         };
-        let mut weights = [[0.0; SPAN]; Q];
-        tile.scores(isa, &mut weights);
+        let weights = weights.first_chunk_mut::<Q>().expect("Q is at most MAX_TILE");
+        tile.scores(isa, weights);
         let mut factors = [[0.0; 2]; Q];
         for q in 0..Q {
             let (_, stats) = states[q * len..(q + 1) * len].split_last_chunk_mut().expect("two at the end");
             factors[q] = isa.run(Weigh { x: &mut weights[q][..tile.seen[q]], stats });
         }
-        tile.mix(isa, &weights, factors, states, len);
+        tile.mix(isa, weights, factors, states, len);
         Q
     }
 }
@@ -239,7 +243,8 @@ impl Kernel for Merge<'_> {
         }
         for state in self.states.chunks(self.stride).filter(|state| state.len() >= self.len) {
             let (sums, new) = state[..self.len].split_last_chunk::<2>().expect("two at the end");
-            let [old, new] = merge_stats(s, &mut stats, *new).map(|f| s.splat(f));
+            let [old, new] = merge_stats(s, &mut stats, *new);
+            let (old, new) = (s.splat(old), s.splat(new));
             for (o, sum) in out.iter_mut().zip(sums[self.first..].as_chunks::<LANES>().0) {
                 s.store(s.fma(s.load(sum), new, s.mul(s.load(o), old)), o);
             }

@@ -193,7 +193,11 @@ impl<F: Format, const Q: usize> Kernel for Scores<'_, '_, F, Q> {
         with_wides!(Q, W => {
             for first in (0..blocks).step_by(W) {
                 // Past the end the last block is computed again: less than another loop would cost.
-                let sums = key_tile::<S, F, Q, W>(s, self.tile, core::array::from_fn(|w| (first + w).min(blocks - 1)));
+                let mut these = [blocks - 1; W];
+                for w in 0..W.min(blocks - first) {
+                    these[w] = first + w;
+                }
+                let sums = key_tile::<S, F, Q, W>(s, self.tile, these);
                 for q in 0..Q {
                     for (w, out) in self.out[q].as_chunks_mut::<WIDE>().0[first..first + W].iter_mut().enumerate() {
                         s.wide_store(sums[q][w], out);
@@ -202,6 +206,13 @@ impl<F: Format, const Q: usize> Kernel for Scores<'_, '_, F, Q> {
             }
         });
     }
+}
+
+/// A block of keys of a span, from byte `at` on.
+#[inline(always)]
+fn group_of<'a, const Q: usize>(t: &Tile<'a, Q>, block: usize, at: usize) -> &'a [u8] {
+    let bytes = t.head.layout.block_bytes();
+    &t.head.keys[(t.from / BLOCK + block) * bytes + at..][..bytes - at]
 }
 
 /// The products of `Q` queries with `W` blocks of 16 keys, one dimension after the other.
@@ -213,28 +224,34 @@ fn key_tile<S: Simd, F: Format, const Q: usize, const W: usize>(
 ) -> [[S::W; W]; Q] {
     let layout = t.head.layout;
     let mut sums = [[s.wide_splat(0.0); W]; Q];
-    let scales = BLOCK * F::SCALE_BYTES;
-    let blocks: [&[u8]; W] = blocks.map(|b| {
-        let at = (t.from / BLOCK + b) * layout.block_bytes();
-        &t.head.keys[at..at + layout.block_bytes()]
-    });
-    let mut at = 0;
-    for first in (0..layout.dim()).step_by(GROUP) {
-        let dims = GROUP.min(layout.dim() - first);
-        let bytes = scales + dims * size_of::<F::Column>();
-        let groups = blocks.map(|b| b[at..at + bytes].split_at(scales));
-        let scale = groups.map(|(scales, _)| F::key_scales(s, scales));
-        let columns = groups.map(|(_, columns)| &F::columns(columns)[..dims]);
-        let queries = t.queries.map(|x| &x[first..first + dims]);
+    let scale_bytes = BLOCK * F::SCALE_BYTES;
+    let mut at = 0; // in a block
+    // `KvLayout::new` has checked that groups are whole where they matter.
+    let dims = if F::SCALE_BYTES > 0 { GROUP } else { layout.dim() };
+    for first in (0..layout.dim()).step_by(dims) {
+        let bytes = scale_bytes + dims * size_of::<F::Column>();
+        // Slices of exactly `dims` elements, so that the loop over them needs no checks. No closures: they would be
+        // compiled without the tier's instructions.
+        let mut columns: [&[F::Column]; W] = [&[]; W];
+        let mut scales = [F::key_scales(s, group_of(t, blocks[0], at)); W];
+        for w in 0..W {
+            let group = group_of(t, blocks[w], at);
+            scales[w] = F::key_scales(s, group);
+            columns[w] = &F::columns(&group[scale_bytes..])[..dims];
+        }
+        let mut queries: [&[f32]; Q] = [&[]; Q];
+        for q in 0..Q {
+            queries[q] = &t.queries[q][first..first + dims];
+        }
         for d in 0..dims {
-            let mut keys = [s.wide_splat(0.0); W];
-            for w in 0..W {
-                keys[w] = F::load(s, &columns[w][d], scale[w]);
-            }
+            let mut x = [s.wide_splat(0.0); Q];
             for q in 0..Q {
-                let x = s.wide_splat(queries[q][d]);
-                for w in 0..W {
-                    sums[q][w] = s.wide_fma(keys[w], x, sums[q][w]);
+                x[q] = s.wide_splat(queries[q][d]);
+            }
+            for w in 0..W {
+                let key = F::load(s, &columns[w][d], scales[w]);
+                for q in 0..Q {
+                    sums[q][w] = s.wide_fma(key, x[q], sums[q][w]);
                 }
             }
         }
@@ -270,6 +287,18 @@ impl<F: Format, const Q: usize> Kernel for Mix<'_, '_, F, Q> {
     }
 }
 
+/// `W` columns of a position's value.
+#[inline(always)]
+fn load_row<S: Simd, F: Format, const W: usize>(s: S, row: &[u8], places: &[(usize, usize); W]) -> [S::W; W] {
+    let mut values = [s.wide_splat(0.0); W];
+    for w in 0..W {
+        let (scale, at) = places[w];
+        let scale = F::value_scale(s, &row[scale..]);
+        values[w] = F::load(s, &F::columns(&row[at..at + size_of::<F::Column>()])[0], scale);
+    }
+    values
+}
+
 /// `W` columns of the sums of `Q` queries, one position after the other.
 #[inline(always)]
 fn value_tile<S: Simd, F: Format, const Q: usize, const W: usize>(
@@ -280,21 +309,16 @@ fn value_tile<S: Simd, F: Format, const Q: usize, const W: usize>(
     let (t, row_bytes) = (m.tile, m.tile.head.layout.row_bytes());
     let rows = &t.head.values[t.from * row_bytes..(t.from + t.seen[Q - 1]) * row_bytes];
     // Where a column's scale and numbers lie in a row.
-    let places: [(usize, usize); W] = core::array::from_fn(|w| {
+    let mut places = [(0, 0); W];
+    for w in 0..W {
         let (group, within) = ((column + w) / (GROUP / WIDE), (column + w) % (GROUP / WIDE));
         let at = group * (F::SCALE_BYTES + GROUP / WIDE * size_of::<F::Column>());
-        (at, at + F::SCALE_BYTES + within * size_of::<F::Column>())
-    });
-    let load = |row: &[u8]| {
-        places.map(|(scale, at)| {
-            let scale = F::value_scale(s, &row[scale..]);
-            F::load(s, &F::columns(&row[at..at + size_of::<F::Column>()])[0], scale)
-        })
-    };
+        places[w] = (at, at + F::SCALE_BYTES + within * size_of::<F::Column>());
+    }
     let mut sums = [[s.wide_splat(0.0); W]; Q];
     let all = t.seen[0].min(SPAN);
     for (i, row) in rows.chunks_exact(row_bytes).enumerate().take(all) {
-        let values = load(row);
+        let values = load_row::<S, F, W>(s, row, &places);
         for q in 0..Q {
             let weight = s.wide_splat(m.weights[q][i]);
             for w in 0..W {
@@ -305,7 +329,7 @@ fn value_tile<S: Simd, F: Format, const Q: usize, const W: usize>(
     // Queries of later positions see a little more.
     for q in 1..Q {
         for i in all..t.seen[q] {
-            let values = load(&rows[i * row_bytes..(i + 1) * row_bytes]);
+            let values = load_row::<S, F, W>(s, &rows[i * row_bytes..(i + 1) * row_bytes], &places);
             let weight = s.wide_splat(m.weights[q][i]);
             for w in 0..W {
                 sums[q][w] = s.wide_fma(values[w], weight, sums[q][w]);
@@ -313,11 +337,11 @@ fn value_tile<S: Simd, F: Format, const Q: usize, const W: usize>(
         }
     }
     for q in 0..Q {
-        let [old, new] = m.factors[q].map(|f| s.wide_splat(f));
+        let (old, new) = (s.wide_splat(m.factors[q][0]), s.wide_splat(m.factors[q][1]));
         let row = &mut m.sums[q * m.stride..][column * WIDE..(column + W) * WIDE];
-        for (sum, out) in sums[q].into_iter().zip(row.as_chunks_mut::<WIDE>().0) {
+        for (w, out) in row.as_chunks_mut::<WIDE>().0.iter_mut().enumerate() {
             let before = s.wide_mul(s.wide_load(out), old);
-            s.wide_store(s.wide_fma(sum, new, before), out);
+            s.wide_store(s.wide_fma(sums[q][w], new, before), out);
         }
     }
 }

@@ -439,8 +439,12 @@ impl<L: Level> Simd for Neon<L> {
     fn wide_i4(self, x: &[u8; 8]) -> [F; 2] {
         op!({
             let x = vld1_u8(x.as_ptr());
-            [vand_u8(x, vdup_n_u8(15)), vshr_n_u8::<4>(x)]
-                .map(|n| widen_i8(vsub_s8(vreinterpret_s8_u8(n), vdup_n_s8(8))))
+            let (low, high) = (vand_u8(x, vdup_n_u8(15)), vshr_n_u8::<4>(x));
+            let bias = vdup_n_u8(8);
+            [
+                widen_i8(vreinterpret_s8_u8(vsub_u8(low, bias))),
+                widen_i8(vreinterpret_s8_u8(vsub_u8(high, bias))),
+            ]
         })
     }
 

@@ -176,8 +176,12 @@ impl Simd for Avx2 {
     fn wide_i4(self, x: &[u8; 8]) -> [__m256; 2] {
         op!({
             let w = _mm256_cvtepu8_epi32(_mm_loadl_epi64(x.as_ptr().cast()));
-            let float = |n| _mm256_cvtepi32_ps(_mm256_sub_epi32(n, _mm256_set1_epi32(8)));
-            [float(_mm256_and_si256(w, _mm256_set1_epi32(15))), float(_mm256_srli_epi32::<4>(w))]
+            let (low, high) = (_mm256_and_si256(w, _mm256_set1_epi32(15)), _mm256_srli_epi32::<4>(w));
+            let bias = _mm256_set1_epi32(8);
+            [
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(low, bias)),
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(high, bias)),
+            ]
         })
     }
 
