@@ -167,7 +167,8 @@ impl Attention {
             return pool.each_by(heads * blocks, |worker, chunk| {
                 // The last block sees most, so it comes first.
                 let first = (blocks - 1 - chunk / heads) * self.sizes.block;
-                self.attend_block(worker, isa, layer, chunk % heads, first..(first + self.sizes.block).min(n));
+                let tokens = first..(first + self.sizes.block).min(n);
+                self.attend_block(worker, isa, layer, chunk % heads, tokens);
             });
         }
         let spans = span_count(start + 1);
