@@ -51,7 +51,12 @@ pub fn product(w: &Packed<'_>, x: &[f32]) -> Vec<f32> {
     let scaled: Vec<f32> = x.chunks(32).flat_map(in_scale).collect();
     let whole: Vec<i32> = scaled.iter().map(|t| t.round_ties_even() as i32).collect();
     let lost = |t: &f32| ((t - t.round_ties_even()) * 254.0).round_ties_even() as i32;
-    let fine: Vec<i32> = scaled.iter().map(lost).collect();
+    let squares = |block: &[i32]| block.iter().map(|a| a * a).sum::<i32>() as f32;
+    let fine_of = |(t, a): (&[f32], &[i32])| -> Vec<i32> {
+        let refined = squares(a) < 127.0 * 127.0 * 32.0 / (3.5 * 3.5);
+        t.iter().map(|t| if refined { lost(t) } else { 0 }).collect()
+    };
+    let fine: Vec<i32> = scaled.chunks(32).zip(whole.chunks(32)).flat_map(fine_of).collect();
     let center = w.kind().center().map_or(1 << (w.planes() - 1), i32::from);
     let step = w.group().min(32);
     rows(w, x, |mut acc, r, g, _, codes| {

@@ -5,10 +5,10 @@
 //! x = delta (a + fine / 254)            to nearest even, all within +-127
 //! ```
 //!
-//! 8 bits alone would cost an output error of 2.6e-5 (normalised mean square, Gaussian inputs), which on small models
-//! is too much: SmolLM2's best token changed at 4 % of all positions (`docs/speed.md`). A block of all (nearly) zeros
-//! has `delta = 0`; one with an infinite or NaN activation has `delta = NaN`, so that every output that uses it is
-//! NaN, on every tier.
+//! Rounding to 8 bits hurts where one activation is far above the others, whose steps it makes coarse. Only such blocks,
+//! whose largest magnitude is above 3.5 times their root mean square, have a fine part: a third of SmolLM2's, which
+//! makes 8 % of its distance from f32 (`docs/speed.md`). A block of all (nearly) zeros has `delta = 0`; one with an
+//! infinite or NaN activation has `delta = NaN`, so that every output that uses it is NaN, on every tier.
 
 use crate::error::{Error, Result};
 use crate::isa::Isa;
@@ -21,7 +21,7 @@ use crate::simd::{Kernel, LANES, Simd};
 pub struct Block {
     /// The integers, within +-127; zero behind the last activation.
     pub(crate) a: [i8; BLOCK_COLS],
-    /// What they lack, in steps of 1/254.
+    /// What they lack, in steps of 1/254; zeros in a block that is not refined.
     pub(crate) fine: [i8; BLOCK_COLS],
     /// What 1 stands for.
     pub(crate) delta: f32,
@@ -31,10 +31,15 @@ pub struct Block {
     pub(crate) n: [f32; 2],
     /// The same of the fine ones.
     pub(crate) fine_n: [f32; 2],
+    /// Whether there is a fine part.
+    pub(crate) refined: bool,
 }
 
 /// Fine steps in one of the others.
 pub(crate) const FINE_STEPS: f32 = 254.0;
+
+/// A block is refined whose integers have a smaller sum of squares: exact, and so the same everywhere.
+const REFINED_BELOW: f32 = 127.0 * 127.0 * BLOCK_COLS as f32 / (3.5 * 3.5);
 
 /// Rounds `x` to blocks of 32; the last one is filled up with zeros.
 ///
@@ -93,24 +98,33 @@ fn block<S: Simd>(s: S, x: &[f32; BLOCK_COLS], out: &mut Block) {
         (127.0 / m, m / 127.0)
     };
     out.delta = delta;
-    let (a, _) = out.a.as_chunks_mut::<LANES>();
-    let (fine, _) = out.fine.as_chunks_mut::<LANES>();
+    let (mut t, mut a, mut squares) = ([zero; 4], [zero; 4], zero);
+    if !delta.is_nan() {
+        for i in 0..4 {
+            t[i] = s.mul(x[i], s.splat(inverse));
+            a[i] = s.round(t[i]);
+            squares = s.fma(a[i], a[i], squares);
+        }
+    }
+    out.refined = delta > 0.0 && s.sum(squares) < REFINED_BELOW;
+    let (bytes, _) = out.a.as_chunks_mut::<LANES>();
+    for i in 0..4 {
+        s.store_i8(a[i], &mut bytes[i]);
+    }
     for half in 0..2 {
-        let (x0, x1) = (x[2 * half], x[2 * half + 1]);
-        let (t0, t1) = if delta.is_nan() {
-            (zero, zero)
-        } else {
-            (s.mul(x0, s.splat(inverse)), s.mul(x1, s.splat(inverse)))
-        };
-        let (a0, a1) = (s.round(t0), s.round(t1));
-        let steps = s.splat(FINE_STEPS);
-        let (f0, f1) = (s.round(s.mul(s.sub(t0, a0), steps)), s.round(s.mul(s.sub(t1, a1), steps)));
-        s.store_i8(a0, &mut a[2 * half]);
-        s.store_i8(a1, &mut a[2 * half + 1]);
-        s.store_i8(f0, &mut fine[2 * half]);
-        s.store_i8(f1, &mut fine[2 * half + 1]);
-        out.x[half] = s.sum(s.add(x0, x1));
-        out.n[half] = s.sum(s.add(a0, a1));
-        out.fine_n[half] = s.sum(s.add(f0, f1));
+        out.x[half] = s.sum(s.add(x[2 * half], x[2 * half + 1]));
+        out.n[half] = s.sum(s.add(a[2 * half], a[2 * half + 1]));
+    }
+    out.fine = [0; BLOCK_COLS];
+    out.fine_n = [0.0; 2];
+    if out.refined {
+        let (bytes, _) = out.fine.as_chunks_mut::<LANES>();
+        for i in 0..4 {
+            t[i] = s.round(s.mul(s.sub(t[i], a[i]), s.splat(FINE_STEPS)));
+            s.store_i8(t[i], &mut bytes[i]);
+        }
+        for half in 0..2 {
+            out.fine_n[half] = s.sum(s.add(t[2 * half], t[2 * half + 1]));
+        }
     }
 }

@@ -5,7 +5,7 @@
 //!   for each step of min(group, 32) columns
 //!     codes of 4 columns at a time, out of their fields
 //!     for each token
-//!       A = sum of (code - c) a, F = the same of the fine parts        exact
+//!       A = sum of (code - c) a, F = the same of the fine parts, if any        exact
 //!       y = y + d ((A + F / 254) delta)                    one multiply-add, one product, one multiply-add
 //!       y = y + (m + c d) X                                in the kinds with a minimum
 //! ```
@@ -207,41 +207,66 @@ fn tokens<S: Simd, const BITS: usize, const N: usize>(
     let mut t = 0;
     while t + 2 <= y.len() {
         let pair = [x.token(t), x.token(t + 1)];
-        let (mut sums, mut fine) = (s.pair_zero(), s.pair_zero());
-        for q in (0..N).step_by(2) {
-            let i = half * N + q;
-            let code = [codes[i], codes[i + 1]];
-            let [[(a0, _), (a1, _)], [(f0, _), (f1, _)]] = [
-                [pair[0].a.as_chunks::<8>(), pair[1].a.as_chunks::<8>()],
-                [pair[0].fine.as_chunks::<8>(), pair[1].fine.as_chunks::<8>()],
-            ];
-            sums = s.pair_dot::<BITS>(sums, code, [&a0[i / 2], &a1[i / 2]]);
-            fine = s.pair_dot::<BITS>(fine, code, [&f0[i / 2], &f1[i / 2]]);
-        }
         let n = [sum::<N>(&pair[0].n, half), sum::<N>(&pair[1].n, half)];
-        let [a0, a1] = s.pair_to_rows::<BITS>(sums, c.center, n);
-        let n = [sum::<N>(&pair[0].fine_n, half), sum::<N>(&pair[1].fine_n, half)];
-        let [f0, f1] = s.pair_to_rows::<BITS>(fine, c.center, n);
-        let (a0, a1) = (refined(s, a0, f0), refined(s, a1, f1));
-        for (i, a) in [a0, a1].into_iter().enumerate() {
-            let acc = add::<S, N>(s, a, half, c, pair[i], s.rows_load(&y[t + i]));
+        let mut a = pair_sums::<S, BITS, N>(s, codes, half, c, [&pair[0].a, &pair[1].a], n);
+        if pair[0].refined || pair[1].refined {
+            let n = [sum::<N>(&pair[0].fine_n, half), sum::<N>(&pair[1].fine_n, half)];
+            let fine = pair_sums::<S, BITS, N>(s, codes, half, c, [&pair[0].fine, &pair[1].fine], n);
+            for i in 0..2 {
+                a[i] = refined(s, a[i], fine[i]);
+            }
+        }
+        for i in 0..2 {
+            let acc = add::<S, N>(s, a[i], half, c, pair[i], s.rows_load(&y[t + i]));
             s.rows_store(acc, &mut y[t + i]);
         }
         t += 2;
     }
     if t < y.len() {
         let x = x.token(t);
-        let (mut sums, mut fine) = (s.dots_zero(), s.dots_zero());
-        for i in half * N..half * N + N {
-            sums = s.dot::<BITS>(sums, codes[i], &x.a.as_chunks::<4>().0[i]);
-            fine = s.dot::<BITS>(fine, codes[i], &x.fine.as_chunks::<4>().0[i]);
+        let mut a = sums::<S, BITS, N>(s, codes, half, c, &x.a, sum::<N>(&x.n, half));
+        if x.refined {
+            let fine = sums::<S, BITS, N>(s, codes, half, c, &x.fine, sum::<N>(&x.fine_n, half));
+            a = refined(s, a, fine);
         }
-        let a = s.dots_to_rows::<BITS>(sums, c.center, sum::<N>(&x.n, half));
-        let f = s.dots_to_rows::<BITS>(fine, c.center, sum::<N>(&x.fine_n, half));
-        let a = refined(s, a, f);
         let acc = add::<S, N>(s, a, half, c, x, s.rows_load(&y[t]));
         s.rows_store(acc, &mut y[t]);
     }
+}
+
+/// Integer sums of one step and two tokens, whose activations are `x` with the sums `n`.
+#[inline(always)]
+fn pair_sums<S: Simd, const BITS: usize, const N: usize>(
+    s: S,
+    codes: &[S::Codes; QUADS],
+    half: usize,
+    c: &Coefficients<S>,
+    x: [&[i8; BLOCK_COLS]; 2],
+    n: [f32; 2],
+) -> [S::Rows; 2] {
+    let mut sums = s.pair_zero();
+    let [(x0, _), (x1, _)] = [x[0].as_chunks::<8>(), x[1].as_chunks::<8>()];
+    for i in (half * N..half * N + N).step_by(2) {
+        sums = s.pair_dot::<BITS>(sums, [codes[i], codes[i + 1]], [&x0[i / 2], &x1[i / 2]]);
+    }
+    s.pair_to_rows::<BITS>(sums, c.center, n)
+}
+
+/// As [`pair_sums`], of one token.
+#[inline(always)]
+fn sums<S: Simd, const BITS: usize, const N: usize>(
+    s: S,
+    codes: &[S::Codes; QUADS],
+    half: usize,
+    c: &Coefficients<S>,
+    x: &[i8; BLOCK_COLS],
+    n: f32,
+) -> S::Rows {
+    let mut sums = s.dots_zero();
+    for i in half * N..half * N + N {
+        sums = s.dot::<BITS>(sums, codes[i], &x.as_chunks::<4>().0[i]);
+    }
+    s.dots_to_rows::<BITS>(sums, c.center, n)
 }
 
 /// The sum over a step: a half block of 4 quads, or both.
@@ -394,15 +419,24 @@ impl<'a, const BITS: usize> Tile<'a, BITS> {
     #[inline(always)]
     fn step<S: Simd, const N: usize>(&self, s: S, b: usize, half: usize, x: &Block, acc: S::Rows) -> S::Rows {
         let (mut sums, mut fine) = (s.dots_zero(), s.dots_zero());
-        for i in half * N..half * N + N {
-            let code = self.codes(s, b, i);
-            sums = s.dot::<BITS>(sums, code, &x.a.as_chunks::<4>().0[i]);
-            fine = s.dot::<BITS>(fine, code, &x.fine.as_chunks::<4>().0[i]);
-        }
         let c = self.coefficients(s, b, half);
-        let a = s.dots_to_rows::<BITS>(sums, c.center, sum::<N>(&x.n, half));
-        let f = s.dots_to_rows::<BITS>(fine, c.center, sum::<N>(&x.fine_n, half));
-        let a = refined(s, a, f);
+        let (a, f) = (x.a.as_chunks::<4>().0, x.fine.as_chunks::<4>().0);
+        if x.refined {
+            for i in half * N..half * N + N {
+                let code = self.codes(s, b, i);
+                sums = s.dot::<BITS>(sums, code, &a[i]);
+                fine = s.dot::<BITS>(fine, code, &f[i]);
+            }
+        } else {
+            for i in half * N..half * N + N {
+                sums = s.dot::<BITS>(sums, self.codes(s, b, i), &a[i]);
+            }
+        }
+        let mut a = s.dots_to_rows::<BITS>(sums, c.center, sum::<N>(&x.n, half));
+        if x.refined {
+            let f = s.dots_to_rows::<BITS>(fine, c.center, sum::<N>(&x.fine_n, half));
+            a = refined(s, a, f);
+        }
         add::<S, N>(s, a, half, &c, x, acc)
     }
 }
