@@ -26,11 +26,11 @@ pub(crate) trait Simd: Copy {
     type F: Copy;
     /// 16 f32 lanes, for algorithms whose lanes never meet: one register where the hardware has such.
     type W: Copy;
-    /// Two 16-entry byte tables, each ready to be looked up by 32 indices.
+    /// Four 16-entry byte tables, those of two blocks of `pack::p32`, ready to be looked up.
     type Tables: Copy;
     /// Running sums of table entries for 32 rows; up to 256 entries may be added.
     type Acc: Copy;
-    /// 32 signed 16-bit sums, rows in order once converted to floats.
+    /// 32 signed sums, of 16 bits at least, rows in order once converted to floats.
     type Sums: Copy;
     /// 32 floats, one for each row of a tile, in order.
     type Rows: Copy;
@@ -102,21 +102,23 @@ pub(crate) trait Simd: Copy {
     /// `a * b + c` with one rounding.
     fn wide_fma(self, a: Self::W, b: Self::W, c: Self::W) -> Self::W;
 
-    /// Table entries of 4 activations. `t[e]` is `inv` times the sum over `i` of `x[i]` where bit `i` of `e`
+    /// `(|x0| + |x1|) + (|x2| + |x3|)` of each 4 activations, the lanes in an order of the tier's own.
+    fn tuples(self, x: &[f32; 4 * LANES]) -> Self::F;
+    /// Table entries of twice 4 activations. `t[e]` is `inv` times the sum over `i` of `x[i]` where bit `i` of `e`
     /// is set and of `-x[i]` where it is not, formed as `(x0 + x1) + (x2 + x3)`; it must lie within +-127.
     /// `out[e] = round(t[e]) + 128`, to nearest even.
-    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16]);
+    fn build_tables(self, x: &[f32; 8], inv: f32, out: &mut [u8; 32]);
     /// Asks for the cache line `ahead` bytes behind the start of `at`. A hint: any address will do.
     fn prefetch(self, at: &[u8], ahead: usize);
-    /// Makes two consecutive tables ready for look-up.
-    fn tables(self, t: &[u8; 32]) -> Self::Tables;
-    /// No entries added yet.
-    fn acc_zero(self) -> Self::Acc;
-    /// Looks up 32 rows in both tables: low nibbles in the first, high nibbles in the second, and
-    /// adds both entries to each row's sum.
-    fn accumulate(self, acc: Self::Acc, t: Self::Tables, w: &[u8; 32]) -> Self::Acc;
-    /// The sums less `bias`, exact while they fit in an i16.
-    fn sums(self, acc: Self::Acc, bias: u16) -> Self::Sums;
+    /// Makes four consecutive tables ready for look-up.
+    fn tables(self, t: &[u8; 64]) -> Self::Tables;
+    /// No entries added yet, and `bias` taken off.
+    fn acc_less(self, bias: u16) -> Self::Acc;
+    /// Looks up two blocks of 32 rows, the first one's low nibbles in the first table and its high nibbles in the
+    /// second, the other's in the third and fourth, and adds the four entries to each row's sum.
+    fn accumulate(self, acc: Self::Acc, t: Self::Tables, w: &[u8; 64]) -> Self::Acc;
+    /// The sums, exact where they fit in an i16.
+    fn sums(self, acc: Self::Acc) -> Self::Sums;
     /// The sums of all rows, exactly widened.
     fn sums_to_rows(self, s: Self::Sums) -> Self::Rows;
 

@@ -19,9 +19,16 @@ fn zip(a: F, b: F, f: impl Fn(f32, f32) -> f32) -> F {
     core::array::from_fn(|i| f(a[i], b[i]))
 }
 
+/// The entries of both nibbles of the byte `at` of two blocks.
+#[inline(always)]
+fn look_up_both(t: &[u8; 64], at: usize, w: u8) -> u16 {
+    let first = at / TILE * 32;
+    u16::from(t[first + usize::from(w & 15)]) + u16::from(t[first + 16 + usize::from(w >> 4)])
+}
+
 impl Simd for Scalar {
     type F = F;
-    type Tables = [u8; 32];
+    type Tables = [u8; 64];
     type Acc = [u16; TILE];
     type Sums = [i16; TILE];
     type Rows = [f32; TILE];
@@ -117,36 +124,40 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16]) {
-        for e in 0..16 {
-            let v = |i: usize| if e >> i & 1 == 1 { x[i] } else { -x[i] };
+    fn tuples(self, x: &[f32; 4 * LANES]) -> F {
+        core::array::from_fn(|i| {
+            (x[4 * i].abs() + x[4 * i + 1].abs()) + (x[4 * i + 2].abs() + x[4 * i + 3].abs())
+        })
+    }
+    #[inline(always)]
+    fn build_tables(self, x: &[f32; 8], inv: f32, out: &mut [u8; 32]) {
+        for (at, out) in out.iter_mut().enumerate() {
+            let v = |i: usize| if at >> i & 1 == 1 { x[at / 16 * 4 + i] } else { -x[at / 16 * 4 + i] };
             let t = ((v(0) + v(1)) + (v(2) + v(3))) * inv;
-            out[e] = (t.round_ties_even() as i32).wrapping_add(i32::from(BIAS)) as u8;
+            *out = (t.round_ties_even() as i32).wrapping_add(i32::from(BIAS)) as u8;
         }
     }
     #[inline(always)]
     fn prefetch(self, _: &[u8], _: usize) {}
     #[inline(always)]
-    fn tables(self, t: &[u8; 32]) -> [u8; 32] {
+    fn tables(self, t: &[u8; 64]) -> [u8; 64] {
         *t
     }
     #[inline(always)]
-    fn acc_zero(self) -> [u16; TILE] {
-        [0; TILE]
+    fn acc_less(self, bias: u16) -> [u16; TILE] {
+        [bias.wrapping_neg(); TILE]
     }
     #[inline(always)]
-    fn accumulate(self, mut acc: [u16; TILE], t: [u8; 32], w: &[u8; 32]) -> [u16; TILE] {
+    fn accumulate(self, mut acc: [u16; TILE], t: [u8; 64], w: &[u8; 64]) -> [u16; TILE] {
         // Byte b belongs to row perm(b); the sums are kept in byte order until `sums_to_rows`.
-        for (a, b) in acc.iter_mut().zip(w) {
-            *a = a
-                .wrapping_add(u16::from(t[usize::from(b & 15)]))
-                .wrapping_add(u16::from(t[16 + usize::from(b >> 4)]));
+        for (at, w) in w.iter().enumerate() {
+            acc[at % TILE] = acc[at % TILE].wrapping_add(look_up_both(&t, at, *w));
         }
         acc
     }
     #[inline(always)]
-    fn sums(self, acc: [u16; TILE], bias: u16) -> [i16; TILE] {
-        acc.map(|a| a.wrapping_sub(bias).cast_signed())
+    fn sums(self, acc: [u16; TILE]) -> [i16; TILE] {
+        acc.map(u16::cast_signed)
     }
     #[inline(always)]
     fn sums_to_rows(self, s: [i16; TILE]) -> [f32; TILE] {

@@ -174,22 +174,64 @@ impl<'a> Tile<'a> {
 /// One chunk's exact integer sums for `Q` planes, the first of them plane `from`.
 #[inline(always)]
 fn sums<S: Simd, const Q: usize>(s: S, tile: &Tile<'_>, from: usize, pairs: Range<usize>) -> [S::Sums; Q] {
-    let mut planes: [&[[u8; 32]]; Q] = [&[]; Q];
-    for p in 0..Q {
-        planes[p] = &tile.planes[from + p][pairs.clone()];
+    // With their length spelled out, whole chunks are compiled apart: without a loop, and without a check in it.
+    match pairs.len() {
+        8 => sums_of(s, tile, from, pairs.start, 8),
+        4 => sums_of(s, tile, from, pairs.start, 4),
+        n => sums_of(s, tile, from, pairs.start, n),
     }
-    let mut acc = [s.acc_zero(); Q];
-    for (j, e) in tile.entries[pairs.clone()].iter().enumerate() {
-        let t = s.tables(e);
-        for p in 0..Q {
-            if tile.first_use && j % 2 == 0 {
-                s.prefetch(&planes[p][j], PREFETCH_BYTES);
-            }
-            acc[p] = s.accumulate(acc[p], t, &planes[p][j]);
+}
+
+/// As [`sums`] of `n` pairs from `start` on.
+#[inline(always)]
+fn sums_of<S: Simd, const Q: usize>(
+    s: S,
+    tile: &Tile<'_>,
+    from: usize,
+    start: usize,
+    n: usize,
+) -> [S::Sums; Q] {
+    let entries = two_blocks(&tile.entries[start..][..n]);
+    let mut planes = [two_blocks(&[]); Q];
+    for p in 0..Q {
+        planes[p] = two_blocks(&tile.planes[from + p][start..][..n]);
+        if tile.first_use {
+            planes[p].0.iter().for_each(|w| s.prefetch(w, PREFETCH_BYTES));
         }
     }
-    let bias = 2 * pairs.len() as u16 * u16::from(BIAS);
-    acc.map(|acc| s.sums(acc, bias))
+    let bias = 2 * n as u16 * u16::from(BIAS);
+    let mut acc = [s.acc_less(bias); Q];
+    for (j, e) in entries.0.iter().enumerate() {
+        let t = s.tables(e);
+        for p in 0..Q {
+            acc[p] = s.accumulate(acc[p], t, &planes[p].0[j]);
+        }
+    }
+    if !entries.1.is_empty() {
+        let t = s.tables(&padded(entries.1));
+        for p in 0..Q {
+            acc[p] = s.accumulate(acc[p], t, &padded(planes[p].1));
+        }
+    }
+    let mut out = [s.sums(s.acc_less(0)); Q];
+    for p in 0..Q {
+        out[p] = s.sums(acc[p]);
+    }
+    out
+}
+
+/// Blocks by twos, and a last one where their number is odd.
+#[inline(always)]
+fn two_blocks(blocks: &[[u8; 32]]) -> (&[[u8; 64]], &[u8]) {
+    blocks.as_flattened().as_chunks()
+}
+
+/// A block and zeros: tables of zeros add nothing, whatever is looked up in them.
+#[inline(always)]
+fn padded(block: &[u8]) -> [u8; 64] {
+    let mut two = [0; 64];
+    two[..block.len()].copy_from_slice(block);
+    two
 }
 
 /// The chunks of group `g`: pairs of tables, and half the chunk's scale.

@@ -151,15 +151,13 @@ impl Kernel for Build<'_> {
                     (127.0 / m, m / 127.0)
                 };
                 *half = 0.5 * delta;
-                for (x, entries) in x.chunks(PAIR_COLS).zip(entries.as_chunks_mut::<PAIR_BYTES>().0) {
-                    // A width that is no multiple of 8 is filled up with zero activations.
-                    let mut eight = [0.0; PAIR_COLS];
-                    eight[..x.len()].copy_from_slice(x);
-                    let ([x0, x1], _) = eight.as_chunks::<4>() else { continue };
-                    if let [a, b] = entries.as_chunks_mut::<16>().0 {
-                        s.build_table(x0, inv, a);
-                        s.build_table(x1, inv, b);
-                    }
+                let (entries, _) = entries.as_chunks_mut::<PAIR_BYTES>();
+                let (whole, tail) = x.as_chunks::<PAIR_COLS>();
+                for (x, entries) in whole.iter().zip(&mut *entries) {
+                    s.build_tables(x, inv, entries);
+                }
+                if !tail.is_empty() {
+                    s.build_tables(&padded(tail), inv, &mut entries[whole.len()]);
                 }
             }
         }
@@ -180,20 +178,23 @@ fn sum<S: Simd>(s: S, x: &[f32]) -> f32 {
 /// Largest `(|x0|+|x1|) + (|x2|+|x3|)` over the 4-tuples of `x`; infinite or NaN if any of them is.
 #[inline(always)]
 fn max_tuple<S: Simd>(s: S, x: &[f32]) -> f32 {
-    let (tuples, tail) = x.as_chunks::<4>();
-    let mut last = [0.0; 4];
-    last[..tail.len()].copy_from_slice(tail);
-    let mut best = s.splat(0.0);
-    let mut poison = 0.0;
-    let mut lanes = [0.0; LANES];
-    for block in tuples.chunks(LANES) {
-        for (lane, t) in lanes.iter_mut().zip(block) {
-            *lane = (t[0].abs() + t[1].abs()) + (t[2].abs() + t[3].abs());
-            poison += *lane * 0.0; // 0 unless the lane is infinite or NaN
-        }
-        best = s.max(s.load(&lanes), best);
+    let (whole, tail) = x.as_chunks::<{ 4 * LANES }>();
+    let (mut best, mut poison) = (s.splat(0.0), s.splat(0.0));
+    for i in 0..whole.len() + usize::from(!tail.is_empty()) {
+        let sums = match whole.get(i) {
+            Some(x) => s.tuples(x),
+            None => s.tuples(&padded(tail)),
+        };
+        best = s.max(sums, best);
+        poison = s.fma(sums, s.splat(0.0), poison); // 0 unless a sum is infinite or NaN
     }
-    let l = (last[0].abs() + last[1].abs()) + (last[2].abs() + last[3].abs());
-    let m = s.hmax(best);
-    (if l > m { l } else { m }) + (poison + l * 0.0)
+    s.hmax(best) + s.sum(poison)
+}
+
+/// A width that is no multiple is filled up with zero activations.
+#[inline(always)]
+fn padded<const N: usize>(tail: &[f32]) -> [f32; N] {
+    let mut x = [0.0; N];
+    x[..tail.len()].copy_from_slice(tail);
+    x
 }

@@ -310,13 +310,29 @@ fn pack_bytes(t: [float32x4_t; 4], bias: u8, out: &mut [u8; 16]) {
 
 /// Entries of the low nibbles in the first table, and of the high ones in the second.
 #[inline(always)]
-fn look_up(t: (uint8x16_t, uint8x16_t), w: uint8x16_t) -> (uint8x16_t, uint8x16_t) {
-    op!((vqtbl1q_u8(t.0, vandq_u8(w, vdupq_n_u8(15))), vqtbl1q_u8(t.1, vshrq_n_u8::<4>(w))))
+fn look_up(t: &[uint8x16_t], w: uint8x16_t) -> (uint8x16_t, uint8x16_t) {
+    op!((vqtbl1q_u8(t[0], vandq_u8(w, vdupq_n_u8(15))), vqtbl1q_u8(t[1], vshrq_n_u8::<4>(w))))
+}
+
+/// The 16 sums of 4 activations with their signs, times `inv`.
+#[inline(always)]
+fn sign_sums(x: &[f32; 4], inv: f32) -> [float32x4_t; 4] {
+    // Lane e: bit i of e clear means -x[i], a flip of the sign bit. Bits 2 and 3 tell the vectors apart.
+    const N: u32 = 1 << 31;
+    op!({
+        let flip = |x: f32, bits: &[u32; 4]| {
+            let x = vreinterpretq_u32_f32(vdupq_n_f32(x));
+            vreinterpretq_f32_u32(veorq_u32(x, vld1q_u32(bits.as_ptr())))
+        };
+        let s01 = vaddq_f32(flip(x[0], &[N, 0, N, 0]), flip(x[1], &[N, N, 0, 0]));
+        let s23 = [-x[2] - x[3], x[2] - x[3], x[3] - x[2], x[2] + x[3]];
+        s23.map(|s| vmulq_n_f32(vaddq_f32(s01, vdupq_n_f32(s)), inv))
+    })
 }
 
 impl<L: Level> Simd for Neon<L> {
     type F = F;
-    type Tables = (uint8x16_t, uint8x16_t);
+    type Tables = [uint8x16_t; 4];
     /// In the order of bytes, as they lie in a plane.
     type Acc = [uint16x8_t; 4];
     /// In the order of bytes.
@@ -449,22 +465,26 @@ impl<L: Level> Simd for Neon<L> {
     }
 
     #[inline(always)]
-    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16]) {
+    fn tuples(self, x: &[f32; 4 * LANES]) -> F {
+        let (x, _) = x.as_chunks::<4>();
         op!({
-            // Lane e: bit i of e clear means -x[i], a flip of the sign bit. Bits 2 and 3 tell the vectors apart.
-            const N: u32 = 1 << 31;
-            let flip = |x: f32, bits: &[u32; 4]| {
-                let x = vreinterpretq_u32_f32(vdupq_n_f32(x));
-                vreinterpretq_f32_u32(veorq_u32(x, vld1q_u32(bits.as_ptr())))
+            let abs = |i: usize| vabsq_f32(vld1q_f32(x[i].as_ptr()));
+            let four = |i| {
+                let pairs = vpaddq_f32(abs(i), abs(i + 1));
+                vpaddq_f32(pairs, vpaddq_f32(abs(i + 2), abs(i + 3)))
             };
-            let s01 = vaddq_f32(flip(x[0], &[N, 0, N, 0]), flip(x[1], &[N, N, 0, 0]));
-            let s23 = [-x[2] - x[3], x[2] - x[3], x[3] - x[2], x[2] + x[3]];
-            let mut rounded = [s01; 4];
-            for i in 0..4 {
-                rounded[i] = vrndnq_f32(vmulq_n_f32(vaddq_f32(s01, vdupq_n_f32(s23[i])), inv));
+            F { lo: four(0), hi: four(4) }
+        })
+    }
+    #[inline(always)]
+    fn build_tables(self, x: &[f32; 8], inv: f32, out: &mut [u8; 32]) {
+        for (x, out) in x.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+            let mut t = sign_sums(x, inv);
+            for t in &mut t {
+                *t = op!(vrndnq_f32(*t));
             }
-            pack_bytes(rounded, BIAS, out);
-        });
+            pack_bytes(t, BIAS, out);
+        }
     }
     #[inline(always)]
     fn prefetch(self, at: &[u8], ahead: usize) {
@@ -473,31 +493,34 @@ impl<L: Level> Simd for Neon<L> {
         unsafe { asm!("prfm pldl1keep, [{0}]", in(reg) at, options(nomem, nostack, preserves_flags)) };
     }
     #[inline(always)]
-    fn tables(self, t: &[u8; 32]) -> Self::Tables {
-        op!((vld1q_u8(t.as_ptr()), vld1q_u8(t.as_ptr().add(16))))
+    fn tables(self, t: &[u8; 64]) -> Self::Tables {
+        let (t, _) = t.as_chunks();
+        [bytes(&t[0]), bytes(&t[1]), bytes(&t[2]), bytes(&t[3])]
     }
     #[inline(always)]
-    fn acc_zero(self) -> Self::Acc {
-        op!([vdupq_n_u16(0); 4])
+    fn acc_less(self, bias: u16) -> Self::Acc {
+        op!([vdupq_n_u16(bias.wrapping_neg()); 4])
     }
     /// 8 operations for 128 weight bits: mask, shift, two look-ups, four widening additions.
     #[inline(always)]
-    fn accumulate(self, mut acc: Self::Acc, t: Self::Tables, w: &[u8; 32]) -> Self::Acc {
+    fn accumulate(self, mut acc: Self::Acc, t: Self::Tables, w: &[u8; 64]) -> Self::Acc {
         for (i, w) in w.as_chunks::<16>().0.iter().enumerate() {
-            let (a, b) = look_up(t, bytes(w));
+            let (a, b) = look_up(&t[i / 2 * 2..], bytes(w));
+            let at = i % 2 * 2;
             op!({
-                acc[2 * i] = vaddw_u8(vaddw_u8(acc[2 * i], vget_low_u8(a)), vget_low_u8(b));
-                acc[2 * i + 1] = vaddw_high_u8(vaddw_high_u8(acc[2 * i + 1], a), b);
+                acc[at] = vaddw_u8(vaddw_u8(acc[at], vget_low_u8(a)), vget_low_u8(b));
+                acc[at + 1] = vaddw_high_u8(vaddw_high_u8(acc[at + 1], a), b);
             });
         }
         acc
     }
     #[inline(always)]
-    fn sums(self, acc: Self::Acc, bias: u16) -> Self::Sums {
-        op!({
-            let bias = vdupq_n_u16(bias);
-            acc.map(|a| vreinterpretq_s16_u16(vsubq_u16(a, bias)))
-        })
+    fn sums(self, mut acc: Self::Acc) -> Self::Sums {
+        let mut out = [op!(vdupq_n_s16(0)); 4];
+        for (out, acc) in out.iter_mut().zip(&mut acc) {
+            *out = op!(vreinterpretq_s16_u16(*acc));
+        }
+        out
     }
     #[inline(always)]
     fn sums_to_rows(self, s: Self::Sums) -> [F; 4] {

@@ -50,25 +50,45 @@ macro_rules! op {
     };
 }
 
-/// 16 floats within +-127, rounded to nearest even, plus `bias`, as bytes.
+/// 32 floats within +-127, rounded to nearest even, plus `bias`, as bytes.
 ///
 /// # Safety
 /// AVX2 must be there.
 #[inline(always)]
-unsafe fn pack_bytes(lo: __m256, hi: __m256, bias: u8, out: &mut [u8; 16]) {
+unsafe fn pack_bytes(t: [__m256; 4], bias: u8, out: &mut [u8; 32]) {
     // SAFETY: the caller vouches for AVX2; the store covers exactly the array.
     unsafe {
-        let w = _mm256_packs_epi32(_mm256_cvtps_epi32(lo), _mm256_cvtps_epi32(hi));
-        // packs works per 128-bit lane: [lo0-3 hi0-3 | lo4-7 hi4-7] -> [lo0-7 | hi0-7].
-        let w = _mm256_permute4x64_epi64::<0b11_01_10_00>(w);
-        let b = _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256::<1>(w));
-        _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_add_epi8(b, _mm_set1_epi8(bias.cast_signed())));
+        let a = _mm256_packs_epi32(_mm256_cvtps_epi32(t[0]), _mm256_cvtps_epi32(t[1]));
+        let b = _mm256_packs_epi32(_mm256_cvtps_epi32(t[2]), _mm256_cvtps_epi32(t[3]));
+        let bytes = _mm256_packs_epi16(a, b);
+        // packs works per 128-bit lane: 4 bytes of each vector's lower lane, then 4 of each one's upper lane.
+        let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        let bytes = _mm256_add_epi8(bytes, _mm256_set1_epi8(bias.cast_signed()));
+        _mm256_storeu_si256(out.as_mut_ptr().cast(), bytes);
+    }
+}
+
+/// Entries of the low nibbles of a block in its first table, and of the high ones in the second.
+///
+/// # Safety
+/// AVX2 must be there.
+#[inline(always)]
+unsafe fn look_up(t: [__m256i; 2], w: &[u8; 32]) -> [__m256i; 2] {
+    // SAFETY: the caller vouches for AVX2; the load covers exactly the array.
+    unsafe {
+        let nibble = _mm256_set1_epi8(15);
+        let w = _mm256_loadu_si256(w.as_ptr().cast());
+        [
+            _mm256_shuffle_epi8(t[0], _mm256_and_si256(w, nibble)),
+            _mm256_shuffle_epi8(t[1], _mm256_and_si256(_mm256_srli_epi16::<4>(w), nibble)),
+        ]
     }
 }
 
 impl Simd for Avx2 {
     type F = __m256;
-    type Tables = (__m256i, __m256i);
+    /// Each table twice, since look-ups do not leave a half of a register; by block.
+    type Tables = [[__m256i; 2]; 2];
     type Acc = Acc;
     type Sums = Sums;
     type Rows = [__m256; 4];
@@ -186,24 +206,39 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn build_table(self, x: &[f32; 4], inv: f32, out: &mut [u8; 16]) {
+    fn tuples(self, x: &[f32; 4 * LANES]) -> __m256 {
+        op!({
+            let (x, _) = x.as_chunks::<LANES>();
+            let sign = _mm256_set1_ps(-0.0);
+            let mut abs = [sign; 4];
+            for i in 0..4 {
+                abs[i] = _mm256_andnot_ps(sign, self.load(&x[i]));
+            }
+            _mm256_hadd_ps(_mm256_hadd_ps(abs[0], abs[1]), _mm256_hadd_ps(abs[2], abs[3]))
+        })
+    }
+    #[inline(always)]
+    fn build_tables(self, x: &[f32; 8], inv: f32, out: &mut [u8; 32]) {
         op!({
             // Lane e of the lower half: bit i of e clear means -x[i], a flip of the sign bit.
             const N: i32 = i32::MIN;
             let f0 = _mm256_castsi256_ps(_mm256_setr_epi32(N, 0, N, 0, N, 0, N, 0));
             let f1 = _mm256_castsi256_ps(_mm256_setr_epi32(N, N, 0, 0, N, N, 0, 0));
             let f2 = _mm256_castsi256_ps(_mm256_setr_epi32(N, N, N, N, 0, 0, 0, 0));
-            let s01 = _mm256_add_ps(
-                _mm256_xor_ps(_mm256_set1_ps(x[0]), f0),
-                _mm256_xor_ps(_mm256_set1_ps(x[1]), f1),
-            );
-            let s2 = _mm256_xor_ps(_mm256_set1_ps(x[2]), f2);
-            let x3 = _mm256_set1_ps(x[3]);
             let inv = _mm256_set1_ps(inv);
-            // Entries 0..8 have bit 3 clear, 8..16 set: (s2 - x3) equals (s2 + (-x3)) exactly.
-            let lo = _mm256_mul_ps(_mm256_add_ps(s01, _mm256_sub_ps(s2, x3)), inv);
-            let hi = _mm256_mul_ps(_mm256_add_ps(s01, _mm256_add_ps(s2, x3)), inv);
-            pack_bytes(lo, hi, BIAS, out);
+            let mut t = [inv; 4];
+            for i in [0, 4] {
+                let s01 = _mm256_add_ps(
+                    _mm256_xor_ps(_mm256_set1_ps(x[i]), f0),
+                    _mm256_xor_ps(_mm256_set1_ps(x[i + 1]), f1),
+                );
+                let s2 = _mm256_xor_ps(_mm256_set1_ps(x[i + 2]), f2);
+                let x3 = _mm256_set1_ps(x[i + 3]);
+                // Entries 0..8 have bit 3 clear, 8..16 set: (s2 - x3) equals (s2 + (-x3)) exactly.
+                t[i / 2] = _mm256_mul_ps(_mm256_add_ps(s01, _mm256_sub_ps(s2, x3)), inv);
+                t[i / 2 + 1] = _mm256_mul_ps(_mm256_add_ps(s01, _mm256_add_ps(s2, x3)), inv);
+            }
+            pack_bytes(t, BIAS, out);
         });
     }
     #[inline(always)]
@@ -212,45 +247,39 @@ impl Simd for Avx2 {
         op!(_mm_prefetch::<_MM_HINT_T0>(at.as_ptr().wrapping_add(ahead).cast()));
     }
     #[inline(always)]
-    fn tables(self, t: &[u8; 32]) -> (__m256i, __m256i) {
-        op!({
-            let p: *const __m128i = t.as_ptr().cast();
-            (
-                _mm256_broadcastsi128_si256(_mm_loadu_si128(p)),
-                _mm256_broadcastsi128_si256(_mm_loadu_si128(p.add(1))),
-            )
-        })
+    fn tables(self, t: &[u8; 64]) -> Self::Tables {
+        let (t, _) = t.as_chunks::<16>();
+        let mut twice = [op!(_mm256_setzero_si256()); 4];
+        for i in 0..4 {
+            twice[i] = op!(_mm256_broadcastsi128_si256(_mm_loadu_si128(t[i].as_ptr().cast())));
+        }
+        [[twice[0], twice[1]], [twice[2], twice[3]]]
     }
     #[inline(always)]
-    fn acc_zero(self) -> Acc {
-        op!(Acc { full: _mm256_setzero_si256(), odd: _mm256_setzero_si256() })
+    fn acc_less(self, bias: u16) -> Acc {
+        op!(Acc {
+            full: _mm256_set1_epi16(bias.wrapping_mul(0x101).wrapping_neg().cast_signed()),
+            odd: _mm256_set1_epi16(bias.wrapping_neg().cast_signed()),
+        })
     }
     /// 11 operations for 256 weight bits. Bytes are added as pairs: `full` takes both bytes of a
     /// 16-bit lane at once, `odd` the upper one alone, and `sums` takes them apart again (the
     /// accumulation of faiss' PQ fast scan, impl/pq4_fast_scan).
     #[inline(always)]
-    fn accumulate(self, acc: Acc, t: Self::Tables, w: &[u8; 32]) -> Acc {
-        op!({
-            let nibble = _mm256_set1_epi8(15);
-            let w = _mm256_loadu_si256(w.as_ptr().cast());
-            let a = _mm256_shuffle_epi8(t.0, _mm256_and_si256(w, nibble));
-            let b = _mm256_shuffle_epi8(t.1, _mm256_and_si256(_mm256_srli_epi16::<4>(w), nibble));
-            Acc {
-                full: _mm256_add_epi16(_mm256_add_epi16(acc.full, a), b),
-                odd: _mm256_add_epi16(
-                    _mm256_add_epi16(acc.odd, _mm256_srli_epi16::<8>(a)),
-                    _mm256_srli_epi16::<8>(b),
-                ),
-            }
-        })
+    fn accumulate(self, mut acc: Acc, t: Self::Tables, w: &[u8; 64]) -> Acc {
+        for (t, w) in t.into_iter().zip(w.as_chunks().0) {
+            op!({
+                let [a, b] = look_up(t, w);
+                acc.full = _mm256_add_epi16(_mm256_add_epi16(acc.full, a), b);
+                let (a, b) = (_mm256_srli_epi16::<8>(a), _mm256_srli_epi16::<8>(b));
+                acc.odd = _mm256_add_epi16(_mm256_add_epi16(acc.odd, a), b);
+            });
+        }
+        acc
     }
     #[inline(always)]
-    fn sums(self, acc: Acc, bias: u16) -> Sums {
-        op!({
-            let bias = _mm256_set1_epi16(bias.cast_signed());
-            let even = _mm256_sub_epi16(acc.full, _mm256_slli_epi16::<8>(acc.odd));
-            Sums { even: _mm256_sub_epi16(even, bias), odd: _mm256_sub_epi16(acc.odd, bias) }
-        })
+    fn sums(self, acc: Acc) -> Sums {
+        op!(Sums { even: _mm256_sub_epi16(acc.full, _mm256_slli_epi16::<8>(acc.odd)), odd: acc.odd })
     }
     #[inline(always)]
     fn sums_to_rows(self, s: Sums) -> [__m256; 4] {
