@@ -26,6 +26,8 @@ enum Tier {
     Scalar(arch::Scalar),
     #[cfg(target_arch = "x86_64")]
     Avx2(arch::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(arch::Avx512),
     #[cfg(target_arch = "aarch64")]
     Neon(arch::Neon<arch::Base>),
     #[cfg(target_arch = "aarch64")]
@@ -50,7 +52,10 @@ impl Isa {
         #[allow(unused_mut)]
         let mut all = vec![Isa::scalar()];
         #[cfg(target_arch = "x86_64")]
-        all.extend(arch::Avx2::detect().map(|t| Isa(Tier::Avx2(t))));
+        {
+            all.extend(arch::Avx2::detect().map(|t| Isa(Tier::Avx2(t))));
+            all.extend(arch::Avx512::detect().map(|t| Isa(Tier::Avx512(t))));
+        }
         #[cfg(target_arch = "aarch64")]
         {
             all.extend(arch::Neon::detect().map(|t| Isa(Tier::Neon(t))));
@@ -89,6 +94,8 @@ impl Isa {
             Tier::Scalar(_) => "scalar",
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(_) => "avx512",
             #[cfg(target_arch = "aarch64")]
             Tier::Neon(_) => "neon",
             #[cfg(target_arch = "aarch64")]
@@ -104,7 +111,24 @@ impl Isa {
         #[allow(unused_mut)]
         let mut all = vec![("scalar", vec![])];
         #[cfg(target_arch = "x86_64")]
-        all.push(("avx2", features!["avx2", "fma", "f16c", "bmi2"]));
+        all.extend([
+            ("avx2", features!["avx2", "fma", "f16c", "bmi2"]),
+            (
+                "avx512",
+                features![
+                    "avx2",
+                    "fma",
+                    "f16c",
+                    "bmi2",
+                    "avx512f",
+                    "avx512bw",
+                    "avx512vl",
+                    "avx512dq",
+                    "avx512vbmi",
+                    "avx512vnni"
+                ],
+            ),
+        ]);
         #[cfg(target_arch = "aarch64")]
         all.extend([
             ("neon", features!["neon"]),
@@ -117,7 +141,7 @@ impl Isa {
     /// Features that later tiers will be made of, and whether this machine has them.
     pub fn unused_features() -> Features {
         #[cfg(target_arch = "x86_64")]
-        return features!["avx512f", "avx512bw", "avx512vbmi", "avx512vnni"];
+        return features!["avxvnni"];
         #[cfg(target_arch = "aarch64")]
         return features!["fp16", "sve"];
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -132,6 +156,8 @@ impl Isa {
             Tier::Scalar(t) => t.vectorize(k),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(t) => t.vectorize(k),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(t) => t.vectorize(k),
             #[cfg(target_arch = "aarch64")]
             Tier::Neon(t) => t.vectorize(k),
             #[cfg(target_arch = "aarch64")]

@@ -62,4 +62,4 @@ mod x86_64;
 pub(crate) use aarch64::neon::{Base, Dot, I8mm, Neon};
 pub(crate) use scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86_64::avx2::Avx2;
+pub(crate) use x86_64::{avx2::Avx2, avx512::Avx512};
