@@ -63,14 +63,20 @@ pub fn product(w: &Packed<'_>, x: &[f32]) -> Vec<f32> {
         let (d, from) = (w.coefficient(r, g, 0), g * w.group());
         for (i, codes) in codes.chunks(step).enumerate() {
             let at = from + i * step;
-            let sum =
-                |a: &[i32]| -> i32 { codes.iter().zip(a).map(|(c, a)| (i32::from(*c) - center) * a).sum() };
-            let a = (sum(&fine[at..]) as f32).mul_add(1.0 / 254.0, sum(&whole[at..]) as f32);
-            acc = d.mul_add(a * delta[at / 32], acc);
-            if w.kind().center().is_none() {
-                let m = (center as f32).mul_add(d, w.coefficient(r, g, 1));
-                let sixteens = x[at..at + codes.len()].chunks(16).map(lane_sum);
-                acc = m.mul_add(sixteens.fold(0.0, |sum, x| sum + x), acc);
+            let dot =
+                |a: &[i32]| codes.iter().zip(&a[at..]).map(|(c, a)| i32::from(*c) * a).sum::<i32>() as f32;
+            let sum = |a: &[i32]| a[at..at + codes.len()].iter().sum::<i32>() as f32;
+            let delta = delta[at / 32];
+            let all = x[at..at + codes.len()].chunks(16).map(lane_sum).fold(0.0, |sum, x| sum + x);
+            let lost = all - sum(&fine).mul_add(1.0 / 254.0, sum(&whole)) * delta;
+            let minimum = w.kind().center().is_none();
+            let off = if minimum { lost } else { lost - all };
+            acc = d.mul_add(dot(&whole).mul_add(delta, center as f32 * off), acc);
+            if minimum {
+                acc = w.coefficient(r, g, 1).mul_add(all, acc);
+            }
+            if fine[at / 32 * 32..].iter().take(32).any(|f| *f != 0) {
+                acc = d.mul_add(dot(&fine) * (delta * (1.0 / 254.0)), acc);
             }
         }
         acc

@@ -152,8 +152,8 @@ pub(crate) trait Simd: Copy {
     /// Adds 4 products, of codes below `2^BITS` with activations within +-127, to each row's sum; to one sum at most
     /// 8 times.
     fn dot<const BITS: usize>(self, sums: Self::Dots, c: Self::Codes, a: &[i8; 4]) -> Self::Dots;
-    /// `sum (code - center) a` of each row, exact; `n` is the sum of the activations.
-    fn dots_to_rows<const BITS: usize>(self, sums: Self::Dots, center: f32, n: f32) -> Self::Rows;
+    /// `sum code a` of each row, exact; `n` is the sum of the activations.
+    fn dots_to_rows<const BITS: usize>(self, sums: Self::Dots, n: f32) -> Self::Rows;
     /// No products added yet.
     fn pair_zero(self) -> Self::Pair;
     /// As [`Simd::dot`], of 8 columns with those of two tokens.
@@ -164,7 +164,7 @@ pub(crate) trait Simd: Copy {
         a: [&[i8; 8]; 2],
     ) -> Self::Pair;
     /// As [`Simd::dots_to_rows`], of either token.
-    fn pair_to_rows<const BITS: usize>(self, sums: Self::Pair, center: f32, n: [f32; 2]) -> [Self::Rows; 2];
+    fn pair_to_rows<const BITS: usize>(self, sums: Self::Pair, n: [f32; 2]) -> [Self::Rows; 2];
 }
 
 /// The operations on a pair of tokens, where `Pair` is `[Dots; 2]`.
@@ -188,16 +188,8 @@ macro_rules! pair_of_dots {
             ]
         }
         #[inline(always)]
-        fn pair_to_rows<const BITS: usize>(
-            self,
-            sums: Self::Pair,
-            center: f32,
-            n: [f32; 2],
-        ) -> [Self::Rows; 2] {
-            [
-                self.dots_to_rows::<BITS>(sums[0], center, n[0]),
-                self.dots_to_rows::<BITS>(sums[1], center, n[1]),
-            ]
+        fn pair_to_rows<const BITS: usize>(self, sums: Self::Pair, n: [f32; 2]) -> [Self::Rows; 2] {
+            [self.dots_to_rows::<BITS>(sums[0], n[0]), self.dots_to_rows::<BITS>(sums[1], n[1])]
         }
     };
 }

@@ -1,7 +1,7 @@
 //! One weight matrix, and the activations that it multiplies, as stages of the forward program.
 
 use crate::error::{Error, Result};
-use lutite_kernels::dot::{self, Block};
+use lutite_kernels::dot::{self, Block, MAX_TOKENS};
 use lutite_kernels::ggml::{self, GgmlType};
 use lutite_kernels::isa::Isa;
 use lutite_kernels::lut::table::PAIR_BYTES;
@@ -243,11 +243,11 @@ impl Linear {
         let blocks = self.cols.div_ceil(BLOCK_COLS);
         let all = x.blocks.as_deref().unwrap_or(&[]);
         let mut y = [[0.0; TILE_ROWS]; PRODUCTS];
-        let at_once = (PRODUCTS / n.max(1)).max(1);
+        let at_once = PRODUCTS / n.clamp(1, MAX_TOKENS);
         for from in tiles.clone().step_by(at_once) {
             let tiles = from..(from + at_once).min(tiles.end);
-            for first in (0..n).step_by(PRODUCTS) {
-                let tokens = first..(first + PRODUCTS).min(n);
+            for first in (0..n).step_by(MAX_TOKENS) {
+                let tokens = first..(first + MAX_TOKENS).min(n);
                 let x = &all[tokens.start * blocks..tokens.end * blocks];
                 let y = &mut y[..tiles.len() * tokens.len()];
                 dot::product(isa, view, x, tiles.clone(), first == 0, y)?;
@@ -261,8 +261,8 @@ impl Linear {
     }
 }
 
-/// Tiles times tokens whose products are worked out at once: 8 KiB of them.
-const PRODUCTS: usize = 64;
+/// Tiles times tokens whose products are worked out at once: 16 KiB of them.
+const PRODUCTS: usize = 4 * MAX_TOKENS;
 
 /// A stage: `out[m] = w[m] x` for several matrices that share their input, claimed as one list of chunks.
 /// `outs[m]` is `[tokens][rows of w[m]]`, cut into tiles.

@@ -220,8 +220,8 @@ impl Simd for Scalar {
         core::array::from_fn(|r| sums[r] + product(c[r]))
     }
     #[inline(always)]
-    fn dots_to_rows<const BITS: usize>(self, sums: [i32; TILE], center: f32, n: f32) -> [f32; TILE] {
-        sums.map(|sum| sum as f32 - center * n)
+    fn dots_to_rows<const BITS: usize>(self, sums: [i32; TILE], _: f32) -> [f32; TILE] {
+        sums.map(|sum| sum as f32)
     }
     pair_of_dots!();
 }

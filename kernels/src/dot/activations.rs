@@ -16,6 +16,8 @@ use crate::pack::c32::BLOCK_COLS;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// 32 activations: two cache lines. All bytes zero are 32 zeros.
+///
+/// Sums are of the first 16, of the last 16, and of all ([`Block::ALL`]).
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
 pub struct Block {
@@ -25,18 +27,27 @@ pub struct Block {
     pub(crate) fine: [i8; BLOCK_COLS],
     /// What 1 stands for.
     pub(crate) delta: f32,
-    /// Sums of the first and last 16 activations, in f32: 8 lanes and one tree.
-    pub(crate) x: [f32; 2],
-    /// Sums of the first and last 16 integers, exact.
-    pub(crate) n: [f32; 2],
+    /// What 1 of the fine ones stands for.
+    pub(crate) fine_delta: f32,
+    /// Sums of the activations, in f32: 8 lanes and one tree.
+    pub(crate) x: [f32; 3],
+    /// Sums of what is not in the integers: `x - delta (n + fine_n / 254)`.
+    pub(crate) lost: [f32; 3],
+    /// Sums of the integers, exact.
+    pub(crate) n: [f32; 3],
     /// The same of the fine ones.
-    pub(crate) fine_n: [f32; 2],
+    pub(crate) fine_n: [f32; 3],
     /// Whether there is a fine part.
     pub(crate) refined: bool,
 }
 
-/// Fine steps in one of the others.
-pub(crate) const FINE_STEPS: f32 = 254.0;
+impl Block {
+    /// Index of the sums over all 32.
+    pub(crate) const ALL: usize = 2;
+}
+
+/// A fine step, of one of the others.
+const FINE: f32 = 1.0 / 254.0;
 
 /// A block is refined whose integers have a smaller sum of squares: exact, and so the same everywhere.
 const REFINED_BELOW: f32 = 127.0 * 127.0 * BLOCK_COLS as f32 / (3.5 * 3.5);
@@ -97,7 +108,7 @@ fn block<S: Simd>(s: S, x: &[f32; BLOCK_COLS], out: &mut Block) {
     } else {
         (127.0 / m, m / 127.0)
     };
-    out.delta = delta;
+    (out.delta, out.fine_delta) = (delta, delta * FINE);
     let (mut t, mut a, mut squares) = ([zero; 4], [zero; 4], zero);
     if !delta.is_nan() {
         for i in 0..4 {
@@ -106,25 +117,34 @@ fn block<S: Simd>(s: S, x: &[f32; BLOCK_COLS], out: &mut Block) {
             squares = s.fma(a[i], a[i], squares);
         }
     }
+    store(s, a, &mut out.a);
+    out.n = halves(s, a);
     out.refined = delta > 0.0 && s.sum(squares) < REFINED_BELOW;
-    let (bytes, _) = out.a.as_chunks_mut::<LANES>();
-    for i in 0..4 {
-        s.store_i8(a[i], &mut bytes[i]);
-    }
-    for half in 0..2 {
-        out.x[half] = s.sum(s.add(x[2 * half], x[2 * half + 1]));
-        out.n[half] = s.sum(s.add(a[2 * half], a[2 * half + 1]));
-    }
-    out.fine = [0; BLOCK_COLS];
-    out.fine_n = [0.0; 2];
+    (out.fine, out.fine_n) = ([0; BLOCK_COLS], [0.0; 3]);
     if out.refined {
-        let (bytes, _) = out.fine.as_chunks_mut::<LANES>();
         for i in 0..4 {
-            t[i] = s.round(s.mul(s.sub(t[i], a[i]), s.splat(FINE_STEPS)));
-            s.store_i8(t[i], &mut bytes[i]);
+            t[i] = s.round(s.mul(s.sub(t[i], a[i]), s.splat(1.0 / FINE)));
         }
-        for half in 0..2 {
-            out.fine_n[half] = s.sum(s.add(t[2 * half], t[2 * half + 1]));
-        }
+        store(s, t, &mut out.fine);
+        out.fine_n = halves(s, t);
+    }
+    out.x = halves(s, x);
+    for i in 0..3 {
+        out.lost[i] = out.x[i] - out.fine_n[i].mul_add(FINE, out.n[i]) * delta;
+    }
+}
+
+/// Sums of the first half, of the last half, and of both.
+#[inline(always)]
+fn halves<S: Simd>(s: S, x: [S::F; 4]) -> [f32; 3] {
+    let (a, b) = (s.sum(s.add(x[0], x[1])), s.sum(s.add(x[2], x[3])));
+    [a, b, a + b]
+}
+
+/// Integers within +-127 as bytes.
+#[inline(always)]
+fn store<S: Simd>(s: S, x: [S::F; 4], out: &mut [i8; BLOCK_COLS]) {
+    for (x, out) in x.into_iter().zip(out.as_chunks_mut().0) {
+        s.store_i8(x, out);
     }
 }

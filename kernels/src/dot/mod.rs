@@ -15,4 +15,4 @@ pub mod activations;
 pub mod product;
 
 pub use activations::{Block, quantize};
-pub use product::product;
+pub use product::{MAX_TOKENS, product};

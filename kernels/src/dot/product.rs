@@ -5,24 +5,29 @@
 //!   for each step of min(group, 32) columns
 //!     codes of 4 columns at a time, out of their fields
 //!     for each token
-//!       A = sum of (code - c) a, F = the same of the fine parts, if any        exact
-//!       y = y + d ((A + F / 254) delta)                    one multiply-add, one product, one multiply-add
-//!       y = y + (m + c d) X                                in the kinds with a minimum
+//!       S = sum of code a                                          exact
+//!       y = y + d (delta S + c lost)                               c is the middle of all codes
+//!       y = y + m X                                                in the kinds with a minimum
+//!       y = y + d (delta / 254 F)                                  F is S of the fine part, if there is one
 //! ```
+//!
+//! `lost` is what rounding took off the sum `X` of the activations: the middle code times it is given back, so that an
+//! error of rounding is multiplied by a code's distance from the middle only. Kinds without a minimum have codes around
+//! their center `C` instead: `y = y + d (delta S + C (lost - X))`.
 //!
 //! With one token the sums stay in registers and each code is used as it is unpacked; with many, the codes of a
 //! block are unpacked once for all of them.
 //!
 //! # Bounds
-//! `|sum of code * a| <= 255 * 127 * 32` is exact in f32, and so is `A`. In 16 bits, AVX2's products of two codes below 16 are
-//! at most `2 * 15 * 127 = 3810`, eight of them 30480; codes below 128 are added up in 32 bits at once, and codes
-//! of 8 bits less 128 first.
+//! `|sum of code * a| <= 255 * 127 * 32` is exact in f32. In 16 bits, AVX2's products of two codes below 16 are
+//! at most `2 * 15 * 127 = 3810`, eight of them 30480; codes below 128 are added up in 32 bits at once; of codes
+//! of 8 bits 128 is taken off first, and added again to the sums.
 //!
 //! # Order of f32 operations (the bit contract)
-//! Per row and token, steps ascending, as above: `t = fma(F, 1/254, A) * delta`, then two fused multiply-adds, with
-//! `m + c d` one as well. `reference::product` is this order, one weight at a time.
+//! Per row and token, steps ascending, as above: `t = fma(S, delta, c * lost)`, `y = fma(d, t, y)`,
+//! `y = fma(m, X, y)`, `y = fma(d, F * fine_delta, y)`. `reference::product` is this order, one weight at a time.
 
-use super::activations::{Block, FINE_STEPS};
+use super::activations::Block;
 use crate::error::{Error, Result};
 use crate::isa::Isa;
 use crate::pack::c32::{BLOCK_COLS, UNIT_BYTES, widths};
@@ -35,17 +40,24 @@ use core::ops::Range;
 /// Products of 4 columns in a block.
 const QUADS: usize = BLOCK_COLS / 4;
 
+/// Tiles that are worked on together with many tokens: a block of activations is fetched into L1 for all of them.
+const TILES: usize = 4;
+
+/// Most tokens at once: their products with [`TILES`] tiles are 16 KiB, which stay in L1.
+pub const MAX_TOKENS: usize = 32;
+
 /// How far ahead of its use a field is asked for.
 const PREFETCH_BYTES: usize = 2048;
 
-/// `y = W x` for the rows of some tiles and all tokens; `w` is of a uniform kind.
+/// `y = W x` for the rows of some tiles and up to [`MAX_TOKENS`] tokens; `w` is of a uniform kind.
 ///
 /// `x` is `[token][block of 32 columns]`, `y` is `[tile][token][32 rows]` and is overwritten; what rows get
 /// that the matrix does not have means nothing. `first_use` says that these tiles probably come from memory, not from a cache: a hint,
 /// without influence on the result.
 ///
 /// # Errors
-/// [`Error::Length`] where `x` or `y` do not fit, [`Error::Shape`] for tiles outside of the matrix or another kind.
+/// [`Error::Length`] where `x` or `y` do not fit, [`Error::Shape`] for tiles outside of the matrix, another kind,
+/// or too many tokens.
 pub fn product(
     isa: Isa,
     w: &Packed<'_>,
@@ -80,6 +92,9 @@ fn check(w: &Packed<'_>, x: &[Block], tiles: &Range<usize>, y: &[[f32; TILE_ROWS
     }
     let blocks = shape.cols.div_ceil(BLOCK_COLS);
     let tokens = x.len() / blocks.max(1);
+    if tokens > MAX_TOKENS {
+        return Err(Error::Shape { what: "number of tokens", found: tokens, allowed: "at most 32" });
+    }
     for (what, expected, found) in
         [("blocks of activations", tokens * blocks, x.len()), ("products", tokens * tiles.len(), y.len())]
     {
@@ -150,20 +165,18 @@ impl<const BITS: usize> Kernel for Many<'_, BITS> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let p = self.0;
-        for (i, y) in p.y.chunks_exact_mut(p.tokens).enumerate() {
-            let tile = Tile::<BITS>::new(p.w, p.first + i);
-            y.as_flattened_mut().fill(0.0);
-            let blocks = p.x.len() / p.tokens;
+        p.y.as_flattened_mut().fill(0.0);
+        let blocks = p.x.len() / p.tokens;
+        for (i, y) in p.y.chunks_mut(TILES * p.tokens).enumerate() {
+            let mut tiles = [Tile::<BITS>::new(p.w, p.first + i * TILES); TILES];
+            let count = y.len() / p.tokens;
+            for j in 1..count {
+                tiles[j] = Tile::new(p.w, p.first + i * TILES + j);
+            }
             for b in 0..blocks {
-                let codes = tile.block(s, b);
-                let x = Column { x: p.x, blocks, b };
-                if tile.halves {
-                    tokens::<S, BITS, 4>(s, &codes, 0, &tile.coefficients(s, b, 0), x, y);
-                    if tile.has_second_half(b) {
-                        tokens::<S, BITS, 4>(s, &codes, 1, &tile.coefficients(s, b, 1), x, y);
-                    }
-                } else {
-                    tokens::<S, BITS, 8>(s, &codes, 0, &tile.coefficients(s, b, 0), x, y);
+                let x = Column::new(p.x, blocks, b);
+                for (tile, y) in tiles.iter().zip(y.chunks_exact_mut(p.tokens)) {
+                    tile.columns(s, b, &x, y);
                 }
             }
         }
@@ -171,27 +184,34 @@ impl<const BITS: usize> Kernel for Many<'_, BITS> {
 }
 
 /// One block of columns of all tokens' activations.
-#[derive(Clone, Copy)]
 struct Column<'a> {
     x: &'a [Block],
     blocks: usize,
-    b: usize,
+    /// Tokens whose block is refined.
+    refined: [usize; MAX_TOKENS],
+    refined_count: usize,
 }
 
 impl<'a> Column<'a> {
+    /// Block `b` of `blocks`.
     #[inline(always)]
-    fn token(self, t: usize) -> &'a Block {
-        &self.x[t * self.blocks + self.b]
+    fn new(x: &'a [Block], blocks: usize, b: usize) -> Self {
+        let mut column = Column { x: &x[b..], blocks, refined: [0; MAX_TOKENS], refined_count: 0 };
+        for t in 0..x.len() / blocks {
+            column.refined[column.refined_count] = t;
+            column.refined_count += usize::from(column.token(t).refined);
+        }
+        column
     }
-}
 
-/// What turns the integer sums of a step into products.
-#[derive(Clone, Copy)]
-struct Coefficients<S: Simd> {
-    d: S::Rows,
-    /// `m + c d`, in the kinds that have a minimum.
-    m: Option<S::Rows>,
-    center: f32,
+    #[inline(always)]
+    fn token(&self, t: usize) -> &'a Block {
+        &self.x[t * self.blocks]
+    }
+
+    fn refined(&self) -> &[usize] {
+        &self.refined[..self.refined_count]
+    }
 }
 
 /// Adds one step's products to all tokens', two at a time: both use a code while it is in a register.
@@ -201,36 +221,42 @@ fn tokens<S: Simd, const BITS: usize, const N: usize>(
     codes: &[S::Codes; QUADS],
     half: usize,
     c: &Coefficients<S>,
-    x: Column<'_>,
+    x: &Column<'_>,
     y: &mut [[f32; TILE_ROWS]],
 ) {
+    let h = sums_of::<N>(half);
     let mut t = 0;
     while t + 2 <= y.len() {
         let pair = [x.token(t), x.token(t + 1)];
-        let n = [sum::<N>(&pair[0].n, half), sum::<N>(&pair[1].n, half)];
-        let mut a = pair_sums::<S, BITS, N>(s, codes, half, c, [&pair[0].a, &pair[1].a], n);
-        if pair[0].refined || pair[1].refined {
-            let n = [sum::<N>(&pair[0].fine_n, half), sum::<N>(&pair[1].fine_n, half)];
-            let fine = pair_sums::<S, BITS, N>(s, codes, half, c, [&pair[0].fine, &pair[1].fine], n);
-            for i in 0..2 {
-                a[i] = refined(s, a[i], fine[i]);
-            }
-        }
+        let sums =
+            pair_sums::<S, BITS, N>(s, codes, half, [&pair[0].a, &pair[1].a], [pair[0].n[h], pair[1].n[h]]);
         for i in 0..2 {
-            let acc = add::<S, N>(s, a[i], half, c, pair[i], s.rows_load(&y[t + i]));
+            let acc = c.add(s, sums[i], pair[i], h, s.rows_load(&y[t + i]));
             s.rows_store(acc, &mut y[t + i]);
         }
         t += 2;
     }
     if t < y.len() {
         let x = x.token(t);
-        let mut a = sums::<S, BITS, N>(s, codes, half, c, &x.a, sum::<N>(&x.n, half));
-        if x.refined {
-            let fine = sums::<S, BITS, N>(s, codes, half, c, &x.fine, sum::<N>(&x.fine_n, half));
-            a = refined(s, a, fine);
-        }
-        let acc = add::<S, N>(s, a, half, c, x, s.rows_load(&y[t]));
+        let sums = sums::<S, BITS, N>(s, codes, half, &x.a, x.n[h]);
+        let acc = c.add(s, sums, x, h, s.rows_load(&y[t]));
         s.rows_store(acc, &mut y[t]);
+    }
+    let (pairs, last) = x.refined().as_chunks::<2>();
+    for ts in pairs {
+        let pair = [x.token(ts[0]), x.token(ts[1])];
+        let n = [pair[0].fine_n[h], pair[1].fine_n[h]];
+        let sums = pair_sums::<S, BITS, N>(s, codes, half, [&pair[0].fine, &pair[1].fine], n);
+        for i in 0..2 {
+            let acc = c.add_fine(s, sums[i], pair[i], s.rows_load(&y[ts[i]]));
+            s.rows_store(acc, &mut y[ts[i]]);
+        }
+    }
+    for t in last {
+        let x = x.token(*t);
+        let sums = sums::<S, BITS, N>(s, codes, half, &x.fine, x.fine_n[h]);
+        let acc = c.add_fine(s, sums, x, s.rows_load(&y[*t]));
+        s.rows_store(acc, &mut y[*t]);
     }
 }
 
@@ -240,7 +266,6 @@ fn pair_sums<S: Simd, const BITS: usize, const N: usize>(
     s: S,
     codes: &[S::Codes; QUADS],
     half: usize,
-    c: &Coefficients<S>,
     x: [&[i8; BLOCK_COLS]; 2],
     n: [f32; 2],
 ) -> [S::Rows; 2] {
@@ -249,7 +274,7 @@ fn pair_sums<S: Simd, const BITS: usize, const N: usize>(
     for i in (half * N..half * N + N).step_by(2) {
         sums = s.pair_dot::<BITS>(sums, [codes[i], codes[i + 1]], [&x0[i / 2], &x1[i / 2]]);
     }
-    s.pair_to_rows::<BITS>(sums, c.center, n)
+    s.pair_to_rows::<BITS>(sums, n)
 }
 
 /// As [`pair_sums`], of one token.
@@ -258,7 +283,6 @@ fn sums<S: Simd, const BITS: usize, const N: usize>(
     s: S,
     codes: &[S::Codes; QUADS],
     half: usize,
-    c: &Coefficients<S>,
     x: &[i8; BLOCK_COLS],
     n: f32,
 ) -> S::Rows {
@@ -266,40 +290,47 @@ fn sums<S: Simd, const BITS: usize, const N: usize>(
     for i in half * N..half * N + N {
         sums = s.dot::<BITS>(sums, codes[i], &x.as_chunks::<4>().0[i]);
     }
-    s.dots_to_rows::<BITS>(sums, c.center, n)
+    s.dots_to_rows::<BITS>(sums, n)
 }
 
-/// The sum over a step: a half block of 4 quads, or both.
+/// Index of a [`Block`]'s sums over a step: a half block of 4 quads, or both.
 #[inline(always)]
-fn sum<const N: usize>(halves: &[f32; 2], half: usize) -> f32 {
-    if N == QUADS { halves[0] + halves[1] } else { halves[half] }
+const fn sums_of<const N: usize>(half: usize) -> usize {
+    if N == QUADS { Block::ALL } else { half }
 }
 
-/// Integer sums with their fine part.
-#[inline(always)]
-fn refined<S: Simd>(s: S, a: S::Rows, fine: S::Rows) -> S::Rows {
-    s.rows_fma(fine, s.rows_splat(1.0 / FINE_STEPS), a)
+/// What turns the integer sums of a step into products.
+#[derive(Clone, Copy)]
+struct Coefficients<S: Simd> {
+    d: S::Rows,
+    /// In the kinds that have a minimum.
+    m: Option<S::Rows>,
+    /// The middle or central code.
+    center: f32,
 }
 
-/// `acc` plus one step's products.
-#[inline(always)]
-fn add<S: Simd, const N: usize>(
-    s: S,
-    a: S::Rows,
-    half: usize,
-    c: &Coefficients<S>,
-    x: &Block,
-    acc: S::Rows,
-) -> S::Rows {
-    let t = s.rows_mul(a, s.rows_splat(x.delta));
-    let acc = s.rows_fma(c.d, t, acc);
-    match c.m {
-        Some(m) => s.rows_fma(m, s.rows_splat(sum::<N>(&x.x, half)), acc),
-        None => acc,
+impl<S: Simd> Coefficients<S> {
+    /// `acc` plus one step's products; `h` says which of the block's sums are the step's.
+    #[inline(always)]
+    fn add(&self, s: S, sums: S::Rows, x: &Block, h: usize, acc: S::Rows) -> S::Rows {
+        let off = if self.m.is_some() { x.lost[h] } else { x.lost[h] - x.x[h] };
+        let t = s.rows_fma(sums, s.rows_splat(x.delta), s.rows_splat(self.center * off));
+        let acc = s.rows_fma(self.d, t, acc);
+        match self.m {
+            Some(m) => s.rows_fma(m, s.rows_splat(x.x[h]), acc),
+            None => acc,
+        }
+    }
+
+    /// `acc` plus one step's products with the fine part.
+    #[inline(always)]
+    fn add_fine(&self, s: S, sums: S::Rows, x: &Block, acc: S::Rows) -> S::Rows {
+        s.rows_fma(self.d, s.rows_mul(sums, s.rows_splat(x.fine_delta)), acc)
     }
 }
 
 /// What one tile of 32 rows is made of.
+#[derive(Clone, Copy)]
 struct Tile<'a, const BITS: usize> {
     /// Each field's units of this tile, `[block][width]`.
     fields: [&'a [[u8; UNIT_BYTES]]; 3],
@@ -406,11 +437,9 @@ impl<'a, const BITS: usize> Tile<'a, BITS> {
         let col = b * BLOCK_COLS + half * (BLOCK_COLS / 2);
         let (g, count) = (col / self.group, self.kind.coefficients(BITS));
         let d = self.coefficient(s, g * count, col / SUPERBLOCK * count);
-        let m = if count == 2 {
-            let m = self.coefficient(s, g * count + 1, col / SUPERBLOCK * count + 1);
-            Some(s.rows_fma(s.rows_splat(self.center), d, m))
-        } else {
-            None
+        let m = match count {
+            2 => Some(self.coefficient(s, g * count + 1, col / SUPERBLOCK * count + 1)),
+            _ => None,
         };
         Coefficients { d, m, center: self.center }
     }
@@ -419,24 +448,34 @@ impl<'a, const BITS: usize> Tile<'a, BITS> {
     #[inline(always)]
     fn step<S: Simd, const N: usize>(&self, s: S, b: usize, half: usize, x: &Block, acc: S::Rows) -> S::Rows {
         let (mut sums, mut fine) = (s.dots_zero(), s.dots_zero());
-        let c = self.coefficients(s, b, half);
         let (a, f) = (x.a.as_chunks::<4>().0, x.fine.as_chunks::<4>().0);
-        if x.refined {
-            for i in half * N..half * N + N {
-                let code = self.codes(s, b, i);
-                sums = s.dot::<BITS>(sums, code, &a[i]);
-                fine = s.dot::<BITS>(fine, code, &f[i]);
-            }
-        } else {
+        let (c, h) = (self.coefficients(s, b, half), sums_of::<N>(half));
+        if !x.refined {
             for i in half * N..half * N + N {
                 sums = s.dot::<BITS>(sums, self.codes(s, b, i), &a[i]);
             }
+            return c.add(s, s.dots_to_rows::<BITS>(sums, x.n[h]), x, h, acc);
         }
-        let mut a = s.dots_to_rows::<BITS>(sums, c.center, sum::<N>(&x.n, half));
-        if x.refined {
-            let f = s.dots_to_rows::<BITS>(fine, c.center, sum::<N>(&x.fine_n, half));
-            a = refined(s, a, f);
+        for i in half * N..half * N + N {
+            let code = self.codes(s, b, i);
+            sums = s.dot::<BITS>(sums, code, &a[i]);
+            fine = s.dot::<BITS>(fine, code, &f[i]);
         }
-        add::<S, N>(s, a, half, &c, x, acc)
+        let acc = c.add(s, s.dots_to_rows::<BITS>(sums, x.n[h]), x, h, acc);
+        c.add_fine(s, s.dots_to_rows::<BITS>(fine, x.fine_n[h]), x, acc)
+    }
+
+    /// Adds the products of block `b` with many tokens to `y`.
+    #[inline(always)]
+    fn columns<S: Simd>(&self, s: S, b: usize, x: &Column<'_>, y: &mut [[f32; TILE_ROWS]]) {
+        let codes = self.block(s, b);
+        if self.halves {
+            tokens::<S, BITS, 4>(s, &codes, 0, &self.coefficients(s, b, 0), x, y);
+            if self.has_second_half(b) {
+                tokens::<S, BITS, 4>(s, &codes, 1, &self.coefficients(s, b, 1), x, y);
+            }
+        } else {
+            tokens::<S, BITS, 8>(s, &codes, 0, &self.coefficients(s, b, 0), x, y);
+        }
     }
 }

@@ -614,12 +614,10 @@ impl<L: Level> Simd for Neon<L> {
         sums
     }
     #[inline(always)]
-    fn dots_to_rows<const BITS: usize>(self, sums: Dots, center: f32, n: f32) -> Self::Rows {
-        let center = if BITS == 8 { center - 128.0 } else { center };
-        let (n, center) = (self.splat(n), self.splat(-center));
+    fn dots_to_rows<const BITS: usize>(self, sums: Dots, n: f32) -> Self::Rows {
         core::array::from_fn(|i| {
-            let sums = op!(F { lo: vcvtq_f32_s32(sums[2 * i]), hi: vcvtq_f32_s32(sums[2 * i + 1]) });
-            self.fma(n, center, sums)
+            let rows = op!(F { lo: vcvtq_f32_s32(sums[2 * i]), hi: vcvtq_f32_s32(sums[2 * i + 1]) });
+            if BITS == 8 { self.fma(self.splat(n), self.splat(128.0), rows) } else { rows }
         })
     }
     #[inline(always)]
@@ -633,9 +631,9 @@ impl<L: Level> Simd for Neon<L> {
         unsafe { L::pair_dot(sums, [signed::<BITS>(c[0]), signed::<BITS>(c[1])], a) }
     }
     #[inline(always)]
-    fn pair_to_rows<const BITS: usize>(self, sums: L::Pair, center: f32, n: [f32; 2]) -> [Self::Rows; 2] {
+    fn pair_to_rows<const BITS: usize>(self, sums: L::Pair, n: [f32; 2]) -> [Self::Rows; 2] {
         let [a, b] = L::pair_sums(sums);
-        [self.dots_to_rows::<BITS>(a, center, n[0]), self.dots_to_rows::<BITS>(b, center, n[1])]
+        [self.dots_to_rows::<BITS>(a, n[0]), self.dots_to_rows::<BITS>(b, n[1])]
     }
 }
 

@@ -396,16 +396,18 @@ impl Simd for Avx2 {
         sums
     }
     #[inline(always)]
-    fn dots_to_rows<const BITS: usize>(self, mut sums: Self::Dots, center: f32, n: f32) -> Self::Rows {
-        let center = if BITS == 8 { center - 128.0 } else { center };
+    fn dots_to_rows<const BITS: usize>(self, mut sums: Self::Dots, n: f32) -> Self::Rows {
         let mut rows = [self.splat(0.0); 4];
         for i in 0..4 {
             op!({
                 if BITS <= 4 {
                     sums[i] = _mm256_madd_epi16(sums[i], _mm256_set1_epi16(1));
                 }
-                rows[i] = self.fma(self.splat(n), self.splat(-center), _mm256_cvtepi32_ps(sums[i]));
+                rows[i] = _mm256_cvtepi32_ps(sums[i]);
             });
+            if BITS == 8 {
+                rows[i] = self.fma(self.splat(n), self.splat(128.0), rows[i]);
+            }
         }
         rows
     }

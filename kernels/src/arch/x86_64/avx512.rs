@@ -339,14 +339,8 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
-    fn dots_to_rows<const BITS: usize>(self, sums: Self::Dots, center: f32, n: f32) -> Self::Rows {
-        op!({
-            let less = _mm512_set1_ps(n * -center);
-            [
-                _mm512_add_ps(_mm512_cvtepi32_ps(sums[0]), less),
-                _mm512_add_ps(_mm512_cvtepi32_ps(sums[1]), less),
-            ]
-        })
+    fn dots_to_rows<const BITS: usize>(self, sums: Self::Dots, _: f32) -> Self::Rows {
+        op!([_mm512_cvtepi32_ps(sums[0]), _mm512_cvtepi32_ps(sums[1])])
     }
     pair_of_dots!();
 }
