@@ -105,7 +105,7 @@ fn dot_scale(x: &[f32]) -> (f32, f32) {
     if !x.iter().all(|x| x.is_finite()) {
         return (0.0, f32::NAN);
     }
-    if m < 1e-30 { (0.0, 0.0) } else { (127.0 / m, m / 127.0) }
+    if m < 1e-30 { (0.0, 0.0) } else { (127.0 / m, m * (1.0 / 127.0)) }
 }
 
 /// `(1 / delta, delta)` of a chunk of activations.

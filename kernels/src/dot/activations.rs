@@ -1,7 +1,7 @@
 //! Activations as integers, 32 under one scale: 8 bits, and 8 bits more of what rounding to the first ones lost.
 //!
 //! ```text
-//! m = max |x|      delta = m / 127      t = x * (127 / m)      a = round(t)      fine = round(254 (t - a))
+//! m = max |x|      delta = m (1 / 127)      t = x * (127 / m)      a = round(t)      fine = round(254 (t - a))
 //! x = delta (a + fine / 254)            to nearest even, all within +-127
 //! ```
 //!
@@ -106,7 +106,7 @@ fn block<S: Simd>(s: S, x: &[f32; BLOCK_COLS], out: &mut Block) {
     } else if m < 1e-30 {
         (0.0, 0.0)
     } else {
-        (127.0 / m, m / 127.0)
+        (127.0 / m, m * (1.0 / 127.0))
     };
     (out.delta, out.fine_delta) = (delta, delta * FINE);
     let (mut t, mut a, mut squares) = ([zero; 4], [zero; 4], zero);
@@ -120,14 +120,13 @@ fn block<S: Simd>(s: S, x: &[f32; BLOCK_COLS], out: &mut Block) {
     store(s, a, &mut out.a);
     out.n = halves(s, a);
     out.refined = delta > 0.0 && s.sum(squares) < REFINED_BELOW;
-    (out.fine, out.fine_n) = ([0; BLOCK_COLS], [0.0; 3]);
-    if out.refined {
-        for i in 0..4 {
-            t[i] = s.round(s.mul(s.sub(t[i], a[i]), s.splat(1.0 / FINE)));
-        }
-        store(s, t, &mut out.fine);
-        out.fine_n = halves(s, t);
+    // Worked out in any case: whether it counts is as good as random, and a branch would be guessed wrong.
+    let steps = s.splat(if out.refined { 1.0 / FINE } else { 0.0 });
+    for i in 0..4 {
+        t[i] = s.round(s.mul(s.sub(t[i], a[i]), steps));
     }
+    store(s, t, &mut out.fine);
+    out.fine_n = halves(s, t);
     out.x = halves(s, x);
     for i in 0..3 {
         out.lost[i] = out.x[i] - out.fine_n[i].mul_add(FINE, out.n[i]) * delta;

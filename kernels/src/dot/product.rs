@@ -196,12 +196,14 @@ impl<'a> Column<'a> {
     /// Block `b` of `blocks`.
     #[inline(always)]
     fn new(x: &'a [Block], blocks: usize, b: usize) -> Self {
-        let mut column = Column { x: &x[b..], blocks, refined: [0; MAX_TOKENS], refined_count: 0 };
-        for t in 0..x.len() / blocks {
-            column.refined[column.refined_count] = t;
-            column.refined_count += usize::from(column.token(t).refined);
+        let mut refined = [0; MAX_TOKENS];
+        let mut refined_count = 0;
+        for (t, x) in x[b..].iter().step_by(blocks).enumerate() {
+            // Written in any case: whether it counts is as good as random, and a branch would be guessed wrong.
+            refined[refined_count % MAX_TOKENS] = t;
+            refined_count += usize::from(x.refined);
         }
-        column
+        Column { x: &x[b..], blocks, refined, refined_count }
     }
 
     #[inline(always)]
