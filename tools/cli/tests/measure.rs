@@ -61,6 +61,29 @@ fn bench_in_json_has_every_repetition() {
     assert!(bytes(2) > bytes(1) && bytes(1) > bytes(0), "{rows:?}");
 }
 
+/// What is measured is behind the tokens of `-d`, and reads their keys and values.
+#[test]
+fn bench_fills_the_cache_before_a_test() {
+    let home = tempfile::tempdir().unwrap();
+    let model = model("llama.gguf");
+    let args = ["bench", &model, "--no-cache", "-p", "8", "-n", "4", "-d", "0,32", "-r", "2", "-t", "1"];
+    let rows = json(home.path(), &[&args[..], &["-o", "json"]].concat());
+    let rows = rows.as_array().unwrap();
+    assert_eq!(rows.len(), 4);
+    for (row, test) in rows.iter().zip(["pp8", "tg4", "pp8 @ d32", "tg4 @ d32"]) {
+        check_row(row, test, 1, 2);
+    }
+    // Steps of an answer read 1, 2, 3 and 4 positions, or 33 to 36.
+    let kv = |i: usize| rows[i]["kv_bytes_per_token"].as_f64().unwrap();
+    assert!((kv(3) / kv(1) - 34.5 / 2.5).abs() < 1e-9, "{rows:?}");
+    let all = |i: usize| rows[i]["bytes_per_token"].as_f64().unwrap();
+    assert!((all(3) - kv(3) - all(1) + kv(1)).abs() < 1e-6, "the weights are the same: {rows:?}");
+    let args = ["bench", &model, "--no-cache", "-p", "0", "-n", "1", "-d", "4000000000"];
+    let (code, _, stderr) = lutite(home.path(), &args);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("not enough memory: a context of 4000000001"), "{stderr}");
+}
+
 #[test]
 fn bench_prints_tables() {
     let home = tempfile::tempdir().unwrap();

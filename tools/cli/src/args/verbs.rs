@@ -338,6 +338,9 @@ pub struct BenchArgs {
     /// Answer lengths to write; 0 is no such test
     #[arg(short = 'n', long, value_name = "N,...", default_value = "128", value_delimiter = ',')]
     pub n_gen: Vec<u32>,
+    /// Tokens that the cache holds before a test
+    #[arg(short = 'd', long, value_name = "N,...", default_value = "0", value_delimiter = ',')]
+    pub n_depth: Vec<u32>,
     /// Times each test is run
     #[arg(short, long, value_name = "N", default_value = "5")]
     pub repetitions: NonZeroU32,

@@ -1,7 +1,8 @@
 //! `lutite bench`: llama-bench's tests, and how near to the memory's speed they come.
 //!
 //! As in llama-bench, `ppN` feeds N random tokens in batches into an empty cache, `tgN` N random tokens one
-//! by one; what is timed is the steps alone, and a warm-up goes first.
+//! by one; what is timed is the steps alone, and a warm-up goes first. With `-d` the cache holds so many random tokens before
+//! each test.
 
 mod report;
 
@@ -29,40 +30,56 @@ const WARM_STEPS: usize = 4;
 
 /// What is run again and again.
 #[derive(Clone, Copy, Debug)]
-enum Test {
-    /// Reads a prompt of this length.
-    Prompt(usize),
-    /// Writes an answer of this length.
-    Answer(usize),
+struct Test {
+    what: What,
+    /// Tokens of it.
+    tokens: usize,
+    /// Tokens that the cache holds before.
+    depth: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum What {
+    /// Reads a prompt.
+    Prompt,
+    /// Writes an answer.
+    Answer,
 }
 
 impl Test {
     /// As llama-bench calls it.
     fn name(self) -> String {
-        match self {
-            Test::Prompt(n) => format!("pp{n}"),
-            Test::Answer(n) => format!("tg{n}"),
-        }
-    }
-    fn tokens(self) -> usize {
-        match self {
-            Test::Prompt(n) | Test::Answer(n) => n,
+        let what = match self.what {
+            What::Prompt => "pp",
+            What::Answer => "tg",
+        };
+        match self.depth {
+            0 => format!("{what}{}", self.tokens),
+            depth => format!("{what}{} @ d{depth}", self.tokens),
         }
     }
     /// Tokens of a step.
     fn step(self, model: &Model) -> usize {
-        match self {
-            Test::Prompt(_) => model.batch(),
-            Test::Answer(_) => 1,
+        match self.what {
+            What::Prompt => model.batch(),
+            What::Answer => 1,
         }
     }
 }
 
+/// The tests of a command line: those of one depth after those of another.
+fn tests(args: &BenchArgs) -> Vec<Test> {
+    let tests = |depth: u32| {
+        let test = move |what, tokens: u32| Test { what, tokens: tokens as usize, depth: depth as usize };
+        (args.n_prompt.iter().map(move |n| test(What::Prompt, *n)))
+            .chain(args.n_gen.iter().map(move |n| test(What::Answer, *n)))
+            .filter(|test| test.tokens > 0)
+    };
+    args.n_depth.iter().flat_map(|depth| tests(*depth)).collect()
+}
+
 pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
-    let tests: Vec<Test> = (args.n_prompt.iter().map(|n| Test::Prompt(*n as usize)))
-        .chain(args.n_gen.iter().map(|n| Test::Answer(*n as usize)))
-        .filter(|test| test.tokens() > 0)
-        .collect();
+    let tests = tests(args);
     if tests.is_empty() {
         anyhow::bail!("nothing to measure: -p and -n are both 0; give one a length");
     }
@@ -128,7 +145,7 @@ fn run(
         no_measure: true,
         no_cache: args.no_cache,
     };
-    let context = tests.iter().map(|t| t.tokens()).max();
+    let context = tests.iter().map(|t| t.depth + t.tokens).max();
     let mut model = load::model(source, &load::options(&engine, context, Path::Lut)?)?;
     let size: usize = load::gguf(source)?.tensors().iter().map(|t| t.data.len()).sum();
     let mut rows = Vec::new();
@@ -144,7 +161,8 @@ fn run(
             threads,
             test: test.name(),
             samples,
-            bytes_per_token: bytes_per_token(&model, *test),
+            weight_bytes: weight_bytes_per_token(&model, *test),
+            kv_bytes: kv_bytes_per_token(&model, *test),
             read_bandwidth: 0.0,
             peak_rss: memory::resident().map(|r| r.peak_bytes),
         });
@@ -156,22 +174,24 @@ fn run(
 fn samples(model: &mut Model, test: Test, repetitions: u32) -> anyhow::Result<Vec<f64>> {
     let vocab = model.vocab() as u64;
     let mut random = Random::new(0);
-    let tokens: Vec<u32> = (0..test.tokens()).map(|_| (random.next() % vocab) as u32).collect();
+    let tokens: Vec<u32> = (0..test.depth + test.tokens).map(|_| (random.next() % vocab) as u32).collect();
+    let (before, tokens) = tokens.split_at(test.depth);
+    feed(model, 0, before, model.batch())?;
     let step = test.step(model);
     let warm = tokens.len().min(if step == 1 { WARM_STEPS } else { step });
-    feed(model, &tokens[..warm], step)?;
+    feed(model, test.depth, &tokens[..warm], step)?;
     (0..repetitions)
         .map(|_| {
             let start = Instant::now();
-            feed(model, &tokens, step)?;
+            feed(model, test.depth, tokens, step)?;
             Ok(tokens.len() as f64 / start.elapsed().as_secs_f64())
         })
         .collect()
 }
 
-/// Feeds tokens into an empty cache.
-fn feed(model: &mut Model, tokens: &[u32], step: usize) -> anyhow::Result<()> {
-    model.rewind(0);
+/// Feeds tokens behind the first `position` ones of the cache.
+fn feed(model: &mut Model, position: usize, tokens: &[u32], step: usize) -> anyhow::Result<()> {
+    model.rewind(position);
     for part in tokens.chunks(step) {
         model.step(part, Logits::Last)?;
         interrupt::check(interrupt::flag())?;
@@ -179,13 +199,19 @@ fn feed(model: &mut Model, tokens: &[u32], step: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes that have to come from memory per token, on average over a test: each step reads all weights once,
-/// and the keys and values of all positions up to its last.
-fn bytes_per_token(model: &Model, test: Test) -> f64 {
+/// Bytes of weights that have to come from memory per token: each step reads all of them once.
+fn weight_bytes_per_token(model: &Model, test: Test) -> f64 {
+    let steps = test.tokens.div_ceil(test.step(model));
+    (steps * model.bytes_per_token()) as f64 / test.tokens as f64
+}
+
+/// Bytes of keys and values per token, on average over a test: each step reads those of all positions up to its
+/// last.
+fn kv_bytes_per_token(model: &Model, test: Test) -> f64 {
     let kv = model.kv_shape();
     let position = kv.bytes() as f64 / kv.context as f64;
-    let (tokens, step) = (test.tokens(), test.step(model));
+    let (tokens, step) = (test.tokens, test.step(model));
     let ends = (step..tokens).step_by(step).chain([tokens]);
-    let bytes: f64 = ends.map(|end| model.bytes_per_token() as f64 + end as f64 * position).sum();
-    bytes / tokens as f64
+    let positions: usize = ends.map(|end| test.depth + end).sum();
+    positions as f64 * position / tokens as f64
 }

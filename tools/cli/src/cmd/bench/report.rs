@@ -19,7 +19,10 @@ pub(super) struct Row {
     pub(super) test: String,
     /// Tokens per second of each repetition; at least one.
     pub(super) samples: Vec<f64>,
-    pub(super) bytes_per_token: f64,
+    /// Bytes of weights per token.
+    pub(super) weight_bytes: f64,
+    /// Bytes of keys and values per token.
+    pub(super) kv_bytes: f64,
     /// Bytes per second that as many threads can read.
     pub(super) read_bandwidth: f64,
     /// In bytes; the process's highest so far.
@@ -46,9 +49,12 @@ impl Row {
         let squares: f64 = self.samples.iter().map(|x| (x - mean).powi(2)).sum();
         (squares / (self.samples.len() - 1).max(1) as f64).sqrt()
     }
+    fn bytes_per_token(&self) -> f64 {
+        self.weight_bytes + self.kv_bytes
+    }
     /// Bytes per second at the median.
     fn bytes_per_second(&self) -> f64 {
-        self.median() * self.bytes_per_token
+        self.median() * self.bytes_per_token()
     }
     fn bandwidth_fraction(&self) -> f64 {
         self.bytes_per_second() / self.read_bandwidth
@@ -67,7 +73,8 @@ impl Row {
             ("mean", json!(self.mean())),
             ("deviation", json!(self.deviation())),
             ("samples", json!(self.samples)),
-            ("bytes_per_token", json!(self.bytes_per_token)),
+            ("bytes_per_token", json!(self.bytes_per_token())),
+            ("kv_bytes_per_token", json!(self.kv_bytes)),
             ("gb_s", json!(self.bytes_per_second() / 1e9)),
             ("read_bandwidth_gb_s", json!(self.read_bandwidth / 1e9)),
             ("bandwidth_fraction", json!(self.bandwidth_fraction())),
@@ -193,7 +200,8 @@ mod tests {
             threads: 2,
             test: "tg8".into(),
             samples: samples.to_vec(),
-            bytes_per_token: 1e8,
+            weight_bytes: 0.9e8,
+            kv_bytes: 0.1e8,
             read_bandwidth: 20e9,
             peak_rss: None,
         }
