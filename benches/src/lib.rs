@@ -1,1 +1,128 @@
-//! Benchmarks live in `benches/`; this library is empty on purpose.
+//! What the benchmarks multiply. They live in `benches/`; `examples/repeat.rs` is for counting instructions.
+
+use lutite_kernels::dot::{self, Block};
+use lutite_kernels::isa::Isa;
+use lutite_kernels::lut::{TableShape, Tables, gemv, table};
+use lutite_kernels::pack::{Packed, ParamKind, PlaneShape};
+use std::ops::Range;
+
+/// A packed matrix, and the activations to multiply it with.
+///
+/// Bits and parameters are the same everywhere: a product takes as long whatever the weights are, so long as no
+/// number is denormal.
+#[derive(Debug)]
+pub struct Product {
+    shape: PlaneShape,
+    group: usize,
+    kind: ParamKind,
+    planes: usize,
+    parts: Vec<Vec<u8>>,
+    params: Vec<u8>,
+    row_scales: Vec<u8>,
+    tables: TableShape,
+    x: Vec<f32>,
+    /// What the kinds of planes are multiplied with.
+    entries: Vec<u8>,
+    scales: Vec<f32>,
+    /// What the kinds of codes are multiplied with.
+    blocks: Vec<Block>,
+}
+
+impl Product {
+    /// A matrix of `q` planes, or codes of as many bits.
+    ///
+    /// # Panics
+    /// When the kernels know no such shape, or for rows that are no whole tiles of 32.
+    pub fn new(rows: usize, cols: usize, q: usize, group: usize, kind: ParamKind) -> Product {
+        assert!(rows.is_multiple_of(32), "whole tiles");
+        let shape = PlaneShape { rows, cols };
+        let bytes = |n: Option<usize>| n.expect("a benchmark's matrix fits into memory");
+        let tables = TableShape { cols, group };
+        let part = |width: &usize| vec![0x5a; bytes(kind.part_bytes(shape, *width))];
+        Product {
+            shape,
+            group,
+            kind,
+            planes: q,
+            parts: kind.widths(q).iter().map(part).collect(),
+            params: vec![0x11; bytes(kind.set_bytes(shape, q, group))],
+            row_scales: vec![0x11; kind.row_scale_bytes(shape, q)],
+            tables,
+            x: (0..cols).map(|i| (i as f32).sin()).collect(),
+            entries: vec![0; tables.entries_len()],
+            scales: vec![0.0; tables.scales_len()],
+            blocks: vec![Block::default(); cols.div_ceil(32)],
+        }
+    }
+
+    /// Rows, columns, planes, columns of a group, kind of parameters.
+    pub fn name(&self) -> String {
+        let PlaneShape { rows, cols } = self.shape;
+        format!("{rows}x{cols} q={} g={} {}", self.planes, self.group, self.kind.name())
+    }
+
+    /// Tiles of 32 rows.
+    pub fn tiles(&self) -> usize {
+        self.shape.tiles()
+    }
+
+    /// Weights of the matrix.
+    pub fn weights(&self) -> usize {
+        self.shape.rows * self.shape.cols
+    }
+
+    /// Its bytes in memory: planes and parameters.
+    pub fn bytes(&self) -> usize {
+        self.streams().map(<[u8]>::len).sum()
+    }
+
+    /// What a product reads of it.
+    pub fn streams(&self) -> impl Iterator<Item = &[u8]> {
+        self.parts.iter().chain([&self.params, &self.row_scales]).map(Vec::as_slice)
+    }
+
+    /// Brings the activations into the form that the matrix's kind is multiplied with: tables, or blocks of integers.
+    /// Products of all matrices of a layer share it.
+    pub fn prepare(&mut self, isa: Isa) {
+        match self.kind.is_uniform() {
+            true => dot::quantize(isa, &self.x, &mut self.blocks),
+            false => table::build(isa, self.tables, &self.x, &mut self.entries, &mut self.scales),
+        }
+        .expect("lengths follow from the shape");
+    }
+
+    /// Rows of some tiles; `y` has all of theirs.
+    ///
+    /// # Panics
+    /// When `y` has another length.
+    pub fn multiply(&self, isa: Isa, tiles: Range<usize>, y: &mut [[f32; 32]]) {
+        let parts: Vec<&[u8]> = self.parts.iter().map(Vec::as_slice).collect();
+        let w = Packed::new(
+            self.shape,
+            self.group,
+            self.kind,
+            self.planes,
+            &parts,
+            &self.params,
+            &self.row_scales,
+        )
+        .expect("lengths follow from the shape");
+        // As the first token of a step asks for its weights.
+        let first_use = true;
+        match self.kind.is_uniform() {
+            true => dot::product(isa, &w, &self.blocks, tiles, first_use, y),
+            false => {
+                let t = Tables::new(self.tables, &self.entries, &self.scales);
+                gemv(
+                    isa,
+                    &w,
+                    &t.expect("lengths follow from the shape"),
+                    tiles,
+                    first_use,
+                    y.as_flattened_mut(),
+                )
+            }
+        }
+        .expect("y has the tiles' rows");
+    }
+}
