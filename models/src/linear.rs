@@ -201,15 +201,21 @@ impl Linear {
                         put(token, at, y);
                     });
                 };
-                // A tile's planes stay in L1 while all tokens' tables pass by.
-                for tile in tiles {
-                    let at = tile * TILE_ROWS;
-                    let mut y = [0.0; TILE_ROWS];
-                    let y = &mut y[..(rows.end - at).min(TILE_ROWS)];
+                // With many tokens a tile's planes stay in L1 while all tokens' tables pass by.
+                let at_once = if n == 1 { PRODUCTS } else { 1 };
+                let mut y = [[0.0; TILE_ROWS]; PRODUCTS];
+                for from in tiles.clone().step_by(at_once) {
+                    let tiles = from..(from + at_once).min(tiles.end);
+                    let at = from * TILE_ROWS;
+                    let y = &mut y.as_flattened_mut()[..tiles.len() * TILE_ROWS];
+                    let rows = (rows.end - at).min(y.len());
                     for token in 0..n {
-                        gemv(isa, &view, &x.tables(token, shape)?, tile..tile + 1, token == 0, y)?;
-                        bias(at, y);
-                        put(token, at, y);
+                        let y = &mut y[..rows];
+                        gemv(isa, &view, &x.tables(token, shape)?, tiles.clone(), token == 0, y)?;
+                        for (i, y) in y.chunks_mut(TILE_ROWS).enumerate() {
+                            bias(at + i * TILE_ROWS, y);
+                            put(token, at + i * TILE_ROWS, y);
+                        }
                     }
                 }
                 Ok(())

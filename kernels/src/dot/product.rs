@@ -49,6 +49,9 @@ pub const MAX_TOKENS: usize = 32;
 /// How far ahead of its use a field is asked for.
 const PREFETCH_BYTES: usize = 2048;
 
+/// The same for coefficients, of which there are fewer.
+const PREFETCH_PARAMS: usize = 512;
+
 /// `y = W x` for the rows of some tiles and up to [`MAX_TOKENS`] tokens; `w` is of a uniform kind.
 ///
 /// `x` is `[token][block of 32 columns]`, `y` is `[tile][token][32 rows]` and is overwritten; what rows get
@@ -339,6 +342,8 @@ struct Tile<'a, const BITS: usize> {
     kind: ParamKind,
     /// The tile's parameters as bytes, `[group][coefficient][32]`.
     params: &'a [u8],
+    /// Bytes of them for each block of columns.
+    block_params: usize,
     /// The tile's scales as bytes, `[superblock][coefficient][32]` f16, in the K kinds.
     scales: &'a [u8],
     cols: usize,
@@ -358,12 +363,14 @@ impl<'a, const BITS: usize> Tile<'a, BITS> {
             *field = part[tile * bytes..(tile + 1) * bytes].as_chunks().0;
         }
         let count = kind.coefficients(BITS);
-        let params = count * kind.coefficient_bytes() * TILE_ROWS * shape.groups(w.group());
+        let group_params = count * kind.coefficient_bytes() * TILE_ROWS;
+        let params = group_params * shape.groups(w.group());
         let scales = kind.scale_blocks(shape.cols) * count * TILE_ROWS * 2;
         Tile {
             fields,
             kind,
             params: &w.params()[tile * params..(tile + 1) * params],
+            block_params: group_params * BLOCK_COLS / w.group(),
             scales: &w.row_scales()[tile * scales..(tile + 1) * scales],
             cols: shape.cols,
             group: w.group(),
@@ -385,6 +392,9 @@ impl<'a, const BITS: usize> Tile<'a, BITS> {
                 s.prefetch(unit, PREFETCH_BYTES);
                 s.prefetch(unit, PREFETCH_BYTES + 64);
             }
+        }
+        for line in self.params[b * self.block_params..].chunks(64).take(self.block_params.div_ceil(64)) {
+            s.prefetch(line, PREFETCH_PARAMS);
         }
     }
 

@@ -34,6 +34,12 @@ use core::ops::Range;
 /// there are planes, which hardware prefetchers follow only half-heartedly.
 const PREFETCH_BYTES: usize = 2048;
 
+/// The same for parameters, of which there are fewer.
+const PREFETCH_PARAMS: usize = 1024;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// `y = W x` for the rows of some tiles; `w` is of an HLQ kind.
 ///
 /// `tiles` counts tiles of 32 rows; `y` has the rows of those tiles that the matrix has, and is
@@ -269,6 +275,11 @@ fn tile<S: Simd, const INT8: bool, const LO: usize, const HI: usize>(s: S, tile:
     let mut acc = s.rows_splat(0.0);
     for (g, params) in tile.params.chunks_exact(tile.group_params).enumerate() {
         let x = tile.scales[g * tile.per_group];
+        if tile.first_use {
+            for line in params.chunks(LINE) {
+                s.prefetch(line, PREFETCH_PARAMS);
+            }
+        }
         let c = Coefficients::<'_, S, INT8> { s, params, row_scales: &row_scales };
         hlq_pass::<S, LO, INT8>(s, tile, g, 0, &c, &mut acc);
         match HI {
