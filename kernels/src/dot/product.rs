@@ -47,10 +47,10 @@ const TILES: usize = 4;
 pub const MAX_TOKENS: usize = 32;
 
 /// How far ahead of its use a field is asked for.
-const PREFETCH_BYTES: usize = 2048;
+const PREFETCH_BYTES: usize = 8192;
 
 /// The same for coefficients, of which there are fewer.
-const PREFETCH_PARAMS: usize = 512;
+const PREFETCH_PARAMS: usize = 2048;
 
 /// `y = W x` for the rows of some tiles and up to [`MAX_TOKENS`] tokens; `w` is of a uniform kind.
 ///

@@ -32,7 +32,7 @@ use core::ops::Range;
 
 /// How far ahead of its use each plane is asked for. A tile is walked in step through as many streams as
 /// there are planes, which hardware prefetchers follow only half-heartedly.
-const PREFETCH_BYTES: usize = 2048;
+const PREFETCH_BYTES: usize = 4096;
 
 /// The same for parameters, of which there are fewer.
 const PREFETCH_PARAMS: usize = 1024;
