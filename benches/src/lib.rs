@@ -48,10 +48,10 @@ impl Product {
             params: vec![0x11; bytes(kind.set_bytes(shape, q, group))],
             row_scales: vec![0x11; kind.row_scale_bytes(shape, q)],
             tables,
-            x: (0..cols).map(|i| (i as f32).sin()).collect(),
+            x: activations(cols),
             entries: vec![0; tables.entries_len()],
             scales: vec![0.0; tables.scales_len()],
-            blocks: vec![Block::default(); cols.div_ceil(32)],
+            blocks: vec![],
         }
     }
 
@@ -85,13 +85,26 @@ impl Product {
     /// Products of all matrices of a layer share it.
     pub fn prepare(&mut self, isa: Isa) {
         match self.kind.is_uniform() {
-            true => dot::quantize(isa, &self.x, &mut self.blocks),
+            true => {
+                self.blocks = vec![Block::default(); self.shape.cols.div_ceil(32)];
+                dot::quantize(isa, &self.x, &mut self.blocks)
+            }
             false => table::build(isa, self.tables, &self.x, &mut self.entries, &mut self.scales),
         }
         .expect("lengths follow from the shape");
     }
 
-    /// Rows of some tiles; `y` has all of theirs.
+    /// As [`Product::prepare`], for several tokens and kinds of codes.
+    pub fn prepare_tokens(&mut self, isa: Isa, tokens: usize) {
+        let cols = self.shape.cols;
+        self.blocks = vec![Block::default(); tokens * cols.div_ceil(32)];
+        let x = activations(tokens * cols);
+        for (x, out) in x.chunks(cols).zip(self.blocks.chunks_mut(cols.div_ceil(32))) {
+            dot::quantize(isa, x, out).expect("lengths follow from the shape");
+        }
+    }
+
+    /// Rows of some tiles; `y` has all of theirs, for each token that was prepared: `[tile][token]`.
     ///
     /// # Panics
     /// When `y` has another length.
@@ -125,4 +138,14 @@ impl Product {
         }
         .expect("y has the tiles' rows");
     }
+}
+
+/// Laplace distributed: like a model's, a few are far above the others.
+fn activations(n: usize) -> Vec<f32> {
+    let mut state = 1_u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 40) as f32 + 0.5) / (1 << 24) as f32
+    };
+    (0..n).map(|_| uniform().ln() * if uniform() < 0.5 { -1.0 } else { 1.0 }).collect()
 }
