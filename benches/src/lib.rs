@@ -1,6 +1,6 @@
 //! What the benchmarks multiply. They live in `benches/`; `examples/repeat.rs` is for counting instructions.
 
-use lutite_kernels::dot::{self, Block};
+use lutite_kernels::dot::{self, Block, TOGETHER, Tokens};
 use lutite_kernels::isa::Isa;
 use lutite_kernels::lut::{TableShape, Tables, gemv, table};
 use lutite_kernels::pack::{Packed, ParamKind, PlaneShape};
@@ -25,7 +25,9 @@ pub struct Product {
     entries: Vec<u8>,
     scales: Vec<f32>,
     /// What the kinds of codes are multiplied with.
-    blocks: Vec<Block>,
+    one: Vec<Block<1>>,
+    many: Vec<Block<TOGETHER>>,
+    tokens: usize,
 }
 
 impl Product {
@@ -51,7 +53,9 @@ impl Product {
             x: activations(cols),
             entries: vec![0; tables.entries_len()],
             scales: vec![0.0; tables.scales_len()],
-            blocks: vec![],
+            one: vec![],
+            many: vec![],
+            tokens: 1,
         }
     }
 
@@ -86,8 +90,9 @@ impl Product {
     pub fn prepare(&mut self, isa: Isa) {
         match self.kind.is_uniform() {
             true => {
-                self.blocks = vec![Block::default(); self.shape.cols.div_ceil(32)];
-                dot::quantize(isa, &self.x, &mut self.blocks)
+                self.tokens = 1;
+                self.one = vec![Block::default(); self.shape.cols.div_ceil(32)];
+                dot::quantize(isa, &self.x, &mut self.one, 0)
             }
             false => table::build(isa, self.tables, &self.x, &mut self.entries, &mut self.scales),
         }
@@ -96,11 +101,12 @@ impl Product {
 
     /// As [`Product::prepare`], for several tokens and kinds of codes.
     pub fn prepare_tokens(&mut self, isa: Isa, tokens: usize) {
-        let cols = self.shape.cols;
-        self.blocks = vec![Block::default(); tokens * cols.div_ceil(32)];
-        let x = activations(tokens * cols);
-        for (x, out) in x.chunks(cols).zip(self.blocks.chunks_mut(cols.div_ceil(32))) {
-            dot::quantize(isa, x, out).expect("lengths follow from the shape");
+        let (cols, blocks) = (self.shape.cols, self.shape.cols.div_ceil(32));
+        self.tokens = tokens;
+        self.many = vec![Block::default(); tokens.div_ceil(TOGETHER) * blocks];
+        for (t, x) in activations(tokens * cols).chunks(cols).enumerate() {
+            let out = &mut self.many[t / TOGETHER * blocks..][..blocks];
+            dot::quantize(isa, x, out, t % TOGETHER).expect("lengths follow from the shape");
         }
     }
 
@@ -123,7 +129,13 @@ impl Product {
         // As the first token of a step asks for its weights.
         let first_use = true;
         match self.kind.is_uniform() {
-            true => dot::product(isa, &w, &self.blocks, tiles, first_use, y),
+            true => {
+                let x = match self.tokens {
+                    1 => Tokens::One(&self.one),
+                    n => Tokens::Many(&self.many, n),
+                };
+                dot::product(isa, &w, x, tiles, first_use, y)
+            }
             false => {
                 let t = Tables::new(self.tables, &self.entries, &self.scales);
                 gemv(

@@ -1,7 +1,7 @@
 //! One weight matrix, and the activations that it multiplies, as stages of the forward program.
 
 use crate::error::{Error, Result};
-use lutite_kernels::dot::{self, Block, MAX_TOKENS};
+use lutite_kernels::dot::{self, Block, MAX_TOKENS, TOGETHER, Tokens};
 use lutite_kernels::ggml::{self, GgmlType};
 use lutite_kernels::isa::Isa;
 use lutite_kernels::lut::table::PAIR_BYTES;
@@ -247,14 +247,20 @@ impl Linear {
         put: &mut dyn FnMut(usize, usize, &mut [f32]),
     ) -> lutite_kernels::Result<()> {
         let blocks = self.cols.div_ceil(BLOCK_COLS);
-        let all = x.blocks.as_deref().unwrap_or(&[]);
         let mut y = [[0.0; TILE_ROWS]; PRODUCTS];
         let at_once = PRODUCTS / n.clamp(1, MAX_TOKENS);
         for from in tiles.clone().step_by(at_once) {
             let tiles = from..(from + at_once).min(tiles.end);
             for first in (0..n).step_by(MAX_TOKENS) {
                 let tokens = first..(first + MAX_TOKENS).min(n);
-                let x = &all[tokens.start * blocks..tokens.end * blocks];
+                let x = match &x.blocks {
+                    Some(BlocksGuard::One(x)) => Tokens::One(x),
+                    Some(BlocksGuard::Many(x)) => {
+                        let together = tokens.start / TOGETHER..tokens.end.div_ceil(TOGETHER);
+                        Tokens::Many(&x[together.start * blocks..together.end * blocks], tokens.len())
+                    }
+                    None => Tokens::One(&[]),
+                };
                 let y = &mut y[..tiles.len() * tokens.len()];
                 dot::product(isa, view, x, tiles.clone(), first == 0, y)?;
                 for (i, y) in y.iter_mut().enumerate() {
@@ -326,7 +332,16 @@ fn stage<const M: usize>(
 pub(crate) struct Input {
     x: SharedMat<f32>,
     tables: Vec<TableBuf>,
-    blocks: Option<SharedMat<Block>>,
+    blocks: Option<BlockBufs>,
+}
+
+/// Activations as integers.
+#[derive(Debug)]
+struct BlockBufs {
+    /// Of one token.
+    one: SharedMat<Block<1>>,
+    /// Of several, `[tokens / TOGETHER][block]`.
+    many: SharedMat<Block<TOGETHER>>,
 }
 
 #[derive(Debug)]
@@ -355,7 +370,14 @@ impl Input {
             }
         }
         let blocks = match mats.iter().any(|m| m.takes_blocks()) {
-            true => Some(SharedMat::new(tokens, cols.div_ceil(BLOCK_COLS), SEGMENT / BLOCK_COLS)?),
+            true => {
+                let (blocks, segment) = (cols.div_ceil(BLOCK_COLS), SEGMENT / BLOCK_COLS);
+                let together = if tokens > 1 { tokens.div_ceil(TOGETHER) } else { 0 };
+                Some(BlockBufs {
+                    one: SharedMat::new(1, blocks, segment)?,
+                    many: SharedMat::new(together, blocks, segment)?,
+                })
+            }
             false => None,
         };
         Ok(Input { x: SharedMat::new(tokens, cols, SEGMENT)?, tables, blocks })
@@ -368,8 +390,10 @@ impl Input {
             t.entries.set_rows(n);
             t.scales.set_rows(n);
         }
-        if let Some(b) = &mut self.blocks {
-            b.set_rows(n);
+        if let Some(b) = &mut self.blocks
+            && n > 1
+        {
+            b.many.set_rows(n.div_ceil(TOGETHER));
         }
     }
 
@@ -393,19 +417,23 @@ impl Input {
                     build(isa, shape, x.row(0), e.row_mut(0), s.row_mut(0));
                 }
                 if let Some(b) = &self.blocks {
-                    quantize(isa, x.row(0), b.write_chunk(c).row_mut(0));
+                    quantize(isa, x.row(0), b.one.write_chunk(c).row_mut(0), 0);
                 }
             });
         } else {
-            pool.each(n, |token| {
-                let mut x = self.x.write_row(token);
-                make(token, 0..x.len(), &mut x);
-                for t in &self.tables {
-                    let (mut e, mut s) = (t.entries.write_row(token), t.scales.write_row(token));
-                    build(isa, t.shape, &x, &mut e, &mut s);
-                }
-                if let Some(b) = &self.blocks {
-                    quantize(isa, &x, &mut b.write_row(token));
+            pool.each(n.div_ceil(TOGETHER), |together| {
+                let mut blocks = self.blocks.as_ref().map(|b| b.many.write_row(together));
+                let first = together * TOGETHER;
+                for token in first..(first + TOGETHER).min(n) {
+                    let mut x = self.x.write_row(token);
+                    make(token, 0..x.len(), &mut x);
+                    for t in &self.tables {
+                        let (mut e, mut s) = (t.entries.write_row(token), t.scales.write_row(token));
+                        build(isa, t.shape, &x, &mut e, &mut s);
+                    }
+                    if let Some(blocks) = &mut blocks {
+                        quantize(isa, &x, blocks, token - first);
+                    }
                 }
             });
         }
@@ -416,7 +444,11 @@ impl Input {
         for (g, t) in tables.iter_mut().zip(&self.tables) {
             *g = Some((t.shape, t.entries.read(), t.scales.read()));
         }
-        InputGuard { x: self.x.read(), tables, blocks: self.blocks.as_ref().map(SharedMat::read) }
+        let blocks = self.blocks.as_ref().map(|b| match self.x.rows() {
+            1 => BlocksGuard::One(b.one.read()),
+            _ => BlocksGuard::Many(b.many.read()),
+        });
+        InputGuard { x: self.x.read(), tables, blocks }
     }
 }
 
@@ -429,7 +461,13 @@ type TableGuard<'a> = (TableShape, ReadGuard<'a, u8>, ReadGuard<'a, f32>);
 struct InputGuard<'a> {
     x: ReadGuard<'a, f32>,
     tables: [Option<TableGuard<'a>>; MAX_TABLES],
-    blocks: Option<ReadGuard<'a, Block>>,
+    blocks: Option<BlocksGuard<'a>>,
+}
+
+/// Of one token, or of several.
+enum BlocksGuard<'a> {
+    One(ReadGuard<'a, Block<1>>),
+    Many(ReadGuard<'a, Block<TOGETHER>>),
 }
 
 impl InputGuard<'_> {
@@ -450,8 +488,8 @@ fn build(isa: Isa, shape: TableShape, x: &[f32], entries: &mut [u8], scales: &mu
     }
 }
 
-fn quantize(isa: Isa, x: &[f32], blocks: &mut [Block]) {
-    if let Err(e) = dot::quantize(isa, x, blocks) {
+fn quantize<const T: usize>(isa: Isa, x: &[f32], blocks: &mut [Block<T>], t: usize) {
+    if let Err(e) = dot::quantize(isa, x, blocks, t) {
         panic!("{} activations as bytes: {e}", x.len());
     }
 }

@@ -15,35 +15,62 @@ use crate::isa::Isa;
 use crate::pack::c32::BLOCK_COLS;
 use crate::simd::{Kernel, LANES, Simd};
 
-/// 32 activations: two cache lines. All bytes zero are 32 zeros.
+/// 32 activations of each of `T` tokens. All bytes zero are zeros.
 ///
-/// Sums are of the first 16, of the last 16, and of all ([`Block::ALL`]).
-#[derive(Clone, Copy, Debug, Default)]
+/// Tokens lie side by side, so that a product with many of them reads no more than it needs, one cache line after the
+/// other. Sums are of the first 16, of the last 16, and of all ([`ALL`]).
+#[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-pub struct Block {
+pub struct Block<const T: usize> {
     /// The integers, within +-127; zero behind the last activation.
-    pub(crate) a: [i8; BLOCK_COLS],
-    /// What they lack, in steps of 1/254; zeros in a block that is not refined.
-    pub(crate) fine: [i8; BLOCK_COLS],
+    pub(crate) a: [[i8; BLOCK_COLS]; T],
     /// What 1 stands for.
-    pub(crate) delta: f32,
-    /// What 1 of the fine ones stands for.
-    pub(crate) fine_delta: f32,
+    pub(crate) delta: [f32; T],
     /// Sums of the activations, in f32: 8 lanes and one tree.
-    pub(crate) x: [f32; 3],
+    pub(crate) x: [[f32; T]; 3],
     /// Sums of what is not in the integers: `x - delta (n + fine_n / 254)`.
-    pub(crate) lost: [f32; 3],
+    pub(crate) lost: [[f32; T]; 3],
     /// Sums of the integers, exact.
-    pub(crate) n: [f32; 3],
-    /// The same of the fine ones.
-    pub(crate) fine_n: [f32; 3],
+    pub(crate) n: [[f32; T]; 3],
     /// Whether there is a fine part.
-    pub(crate) refined: bool,
+    pub(crate) refined: [bool; T],
+    /// What the integers lack, in steps of 1/254; zeros where there is no fine part.
+    pub(crate) fine: [[i8; BLOCK_COLS]; T],
+    /// What 1 of the fine ones stands for.
+    pub(crate) fine_delta: [f32; T],
+    /// Sums of the fine ones, exact.
+    pub(crate) fine_n: [[f32; T]; 3],
 }
 
-impl Block {
-    /// Index of the sums over all 32.
-    pub(crate) const ALL: usize = 2;
+impl<const T: usize> Default for Block<T> {
+    fn default() -> Self {
+        Block {
+            a: [[0; BLOCK_COLS]; T],
+            delta: [0.0; T],
+            x: [[0.0; T]; 3],
+            lost: [[0.0; T]; 3],
+            n: [[0.0; T]; 3],
+            refined: [false; T],
+            fine: [[0; BLOCK_COLS]; T],
+            fine_delta: [0.0; T],
+            fine_n: [[0.0; T]; 3],
+        }
+    }
+}
+
+/// Index of the sums over all 32.
+pub(crate) const ALL: usize = 2;
+
+/// Tokens that lie side by side where there are several.
+pub const TOGETHER: usize = 8;
+
+/// The activations of a product.
+#[derive(Clone, Copy, Debug)]
+pub enum Tokens<'a> {
+    /// Of one token, `[block]`.
+    One(&'a [Block<1>]),
+    /// `[tokens / TOGETHER][block]`, and the number of tokens.
+    Many(&'a [Block<TOGETHER>], usize),
 }
 
 /// A fine step, of one of the others.
@@ -52,45 +79,53 @@ const FINE: f32 = 1.0 / 254.0;
 /// A block is refined whose integers have a smaller sum of squares: exact, and so the same everywhere.
 const REFINED_BELOW: f32 = 127.0 * 127.0 * BLOCK_COLS as f32 / (3.5 * 3.5);
 
-/// Rounds `x` to blocks of 32; the last one is filled up with zeros.
+/// Rounds the activations `x` of token `t` of `T` to blocks of 32; the last one is filled up with zeros.
 ///
 /// # Errors
-/// [`Error::Length`] where `out` has not as many blocks as `x` needs.
-pub fn quantize(isa: Isa, x: &[f32], out: &mut [Block]) -> Result<()> {
+/// [`Error::Length`] where `out` has not as many blocks as `x` needs, [`Error::Shape`] where there is no token `t`.
+pub fn quantize<const T: usize>(isa: Isa, x: &[f32], out: &mut [Block<T>], t: usize) -> Result<()> {
     let expected = x.len().div_ceil(BLOCK_COLS);
     if out.len() != expected {
         return Err(Error::Length { what: "blocks of activations".into(), expected, found: out.len() });
     }
-    isa.run(Quantize { x, out });
+    if t >= T {
+        return Err(Error::Shape {
+            what: "token of a block",
+            found: t,
+            allowed: "below its number of tokens",
+        });
+    }
+    isa.run(Quantize { x, out, t });
     Ok(())
 }
 
-struct Quantize<'a> {
+struct Quantize<'a, const T: usize> {
     x: &'a [f32],
-    out: &'a mut [Block],
+    out: &'a mut [Block<T>],
+    t: usize,
 }
 
-impl Kernel for Quantize<'_> {
+impl<const T: usize> Kernel for Quantize<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (whole, tail) = self.x.as_chunks::<BLOCK_COLS>();
         for (x, out) in whole.iter().zip(&mut *self.out) {
-            block(s, x, out);
+            block(s, x, out, self.t);
         }
         if !tail.is_empty()
             && let Some(out) = self.out.last_mut()
         {
             let mut x = [0.0; BLOCK_COLS];
             x[..tail.len()].copy_from_slice(tail);
-            block(s, &x, out);
+            block(s, &x, out, self.t);
         }
     }
 }
 
 #[inline(always)]
-fn block<S: Simd>(s: S, x: &[f32; BLOCK_COLS], out: &mut Block) {
+fn block<S: Simd, const T: usize>(s: S, x: &[f32; BLOCK_COLS], out: &mut Block<T>, at: usize) {
     let (x, _) = x.as_chunks::<LANES>();
     let x = [s.load(&x[0]), s.load(&x[1]), s.load(&x[2]), s.load(&x[3])];
     let zero = s.splat(0.0);
@@ -108,7 +143,6 @@ fn block<S: Simd>(s: S, x: &[f32; BLOCK_COLS], out: &mut Block) {
     } else {
         (127.0 / m, m * (1.0 / 127.0))
     };
-    (out.delta, out.fine_delta) = (delta, delta * FINE);
     let (mut t, mut a, mut squares) = ([zero; 4], [zero; 4], zero);
     if !delta.is_nan() {
         for i in 0..4 {
@@ -117,19 +151,19 @@ fn block<S: Simd>(s: S, x: &[f32; BLOCK_COLS], out: &mut Block) {
             squares = s.fma(a[i], a[i], squares);
         }
     }
-    store(s, a, &mut out.a);
-    out.n = halves(s, a);
-    out.refined = delta > 0.0 && s.sum(squares) < REFINED_BELOW;
+    let refined = delta > 0.0 && s.sum(squares) < REFINED_BELOW;
     // Worked out in any case: whether it counts is as good as random, and a branch would be guessed wrong.
-    let steps = s.splat(if out.refined { 1.0 / FINE } else { 0.0 });
+    let steps = s.splat(if refined { 1.0 / FINE } else { 0.0 });
     for i in 0..4 {
         t[i] = s.round(s.mul(s.sub(t[i], a[i]), steps));
     }
-    store(s, t, &mut out.fine);
-    out.fine_n = halves(s, t);
-    out.x = halves(s, x);
+    store(s, a, &mut out.a[at]);
+    store(s, t, &mut out.fine[at]);
+    (out.delta[at], out.fine_delta[at], out.refined[at]) = (delta, delta * FINE, refined);
+    let (x, n, fine_n) = (halves(s, x), halves(s, a), halves(s, t));
     for i in 0..3 {
-        out.lost[i] = out.x[i] - out.fine_n[i].mul_add(FINE, out.n[i]) * delta;
+        (out.x[i][at], out.n[i][at], out.fine_n[i][at]) = (x[i], n[i], fine_n[i]);
+        out.lost[i][at] = x[i] - fine_n[i].mul_add(FINE, n[i]) * delta;
     }
 }
 

@@ -14,5 +14,5 @@
 pub mod activations;
 pub mod product;
 
-pub use activations::{Block, quantize};
+pub use activations::{Block, TOGETHER, Tokens, quantize};
 pub use product::{MAX_TOKENS, product};

@@ -27,7 +27,7 @@
 //! Per row and token, steps ascending, as above: `t = fma(S, delta, c * lost)`, `y = fma(d, t, y)`,
 //! `y = fma(m, X, y)`, `y = fma(d, F * fine_delta, y)`. `reference::product` is this order, one weight at a time.
 
-use super::activations::Block;
+use super::activations::{ALL, Block, TOGETHER, Tokens};
 use crate::error::{Error, Result};
 use crate::isa::Isa;
 use crate::pack::c32::{BLOCK_COLS, UNIT_BYTES, widths};
@@ -54,9 +54,8 @@ const PREFETCH_PARAMS: usize = 2048;
 
 /// `y = W x` for the rows of some tiles and up to [`MAX_TOKENS`] tokens; `w` is of a uniform kind.
 ///
-/// `x` is `[token][block of 32 columns]`, `y` is `[tile][token][32 rows]` and is overwritten; what rows get
-/// that the matrix does not have means nothing. `first_use` says that these tiles probably come from memory, not from a cache: a hint,
-/// without influence on the result.
+/// `y` is `[tile][token][32 rows]` and is overwritten; what rows get that the matrix does not have means nothing.
+/// `first_use` says that these tiles probably come from memory, not from a cache: a hint, without influence on the result.
 ///
 /// # Errors
 /// [`Error::Length`] where `x` or `y` do not fit, [`Error::Shape`] for tiles outside of the matrix, another kind,
@@ -64,7 +63,7 @@ const PREFETCH_PARAMS: usize = 2048;
 pub fn product(
     isa: Isa,
     w: &Packed<'_>,
-    x: &[Block],
+    x: Tokens<'_>,
     tiles: Range<usize>,
     first_use: bool,
     y: &mut [[f32; TILE_ROWS]],
@@ -72,63 +71,67 @@ pub fn product(
     if !w.kind().is_uniform() {
         return Err(Error::Shape { what: "kind", found: w.planes(), allowed: "uniform" });
     }
-    let tokens = check(w, x, &tiles, y)?;
-    let p = Product { w, x, tokens, first: tiles.start, first_use, y };
+    check(w, x, &tiles, y)?;
+    let p = Product { w, first: tiles.start, first_use, y };
     match w.planes() {
-        1 => p.run::<1>(isa),
-        2 => p.run::<2>(isa),
-        3 => p.run::<3>(isa),
-        4 => p.run::<4>(isa),
-        5 => p.run::<5>(isa),
-        6 => p.run::<6>(isa),
-        7 => p.run::<7>(isa),
-        _ => p.run::<8>(isa),
+        1 => p.run::<1>(isa, x),
+        2 => p.run::<2>(isa, x),
+        3 => p.run::<3>(isa, x),
+        4 => p.run::<4>(isa, x),
+        5 => p.run::<5>(isa, x),
+        6 => p.run::<6>(isa, x),
+        7 => p.run::<7>(isa, x),
+        _ => p.run::<8>(isa, x),
     }
     Ok(())
 }
 
-/// Number of tokens, if everything fits.
-fn check(w: &Packed<'_>, x: &[Block], tiles: &Range<usize>, y: &[[f32; TILE_ROWS]]) -> Result<usize> {
+/// Whether everything fits.
+fn check(w: &Packed<'_>, x: Tokens<'_>, tiles: &Range<usize>, y: &[[f32; TILE_ROWS]]) -> Result<()> {
     let shape = w.shape();
     if tiles.start > tiles.end || tiles.end > shape.tiles() {
         return Err(Error::Shape { what: "tile", found: tiles.end, allowed: "within the matrix" });
     }
     let blocks = shape.cols.div_ceil(BLOCK_COLS);
-    let tokens = x.len() / blocks.max(1);
+    let (tokens, expected, found) = match x {
+        Tokens::One(x) => (1, blocks, x.len()),
+        Tokens::Many(x, n) => (n, blocks.saturating_mul(n.div_ceil(TOGETHER)), x.len()),
+    };
     if tokens > MAX_TOKENS {
         return Err(Error::Shape { what: "number of tokens", found: tokens, allowed: "at most 32" });
     }
     for (what, expected, found) in
-        [("blocks of activations", tokens * blocks, x.len()), ("products", tokens * tiles.len(), y.len())]
+        [("blocks of activations", expected, found), ("products", tokens * tiles.len(), y.len())]
     {
         if expected != found {
             return Err(Error::Length { what: what.into(), expected, found });
         }
     }
-    Ok(tokens)
+    Ok(())
 }
 
 struct Product<'a> {
     w: &'a Packed<'a>,
-    x: &'a [Block],
-    tokens: usize,
     first: usize,
     first_use: bool,
     y: &'a mut [[f32; TILE_ROWS]],
 }
 
 impl Product<'_> {
-    fn run<const BITS: usize>(self, isa: Isa) {
-        match self.tokens {
-            0 => {}
-            1 => isa.run(One::<BITS>(self)),
-            _ => isa.run(Many::<BITS>(self)),
+    fn run<const BITS: usize>(self, isa: Isa, x: Tokens<'_>) {
+        match x {
+            Tokens::One(x) => isa.run(One::<BITS> { p: self, x }),
+            Tokens::Many(_, 0) => {}
+            Tokens::Many(x, tokens) => isa.run(Many::<BITS> { p: self, x, tokens }),
         }
     }
 }
 
 /// One token.
-struct One<'a, const BITS: usize>(Product<'a>);
+struct One<'a, const BITS: usize> {
+    p: Product<'a>,
+    x: &'a [Block<1>],
+}
 
 impl<const BITS: usize> Kernel for One<'_, BITS> {
     type Output = ();
@@ -136,11 +139,11 @@ impl<const BITS: usize> Kernel for One<'_, BITS> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let p = self.0;
+        let p = self.p;
         for (i, y) in p.y.iter_mut().enumerate() {
             let tile = Tile::<BITS>::new(p.w, p.first + i);
             let mut acc = s.rows_splat(0.0);
-            for (b, x) in p.x.iter().enumerate() {
+            for (b, x) in self.x.iter().enumerate() {
                 if p.first_use {
                     tile.prefetch(s, b);
                 }
@@ -159,7 +162,11 @@ impl<const BITS: usize> Kernel for One<'_, BITS> {
 }
 
 /// Many tokens.
-struct Many<'a, const BITS: usize>(Product<'a>);
+struct Many<'a, const BITS: usize> {
+    p: Product<'a>,
+    x: &'a [Block<TOGETHER>],
+    tokens: usize,
+}
 
 impl<const BITS: usize> Kernel for Many<'_, BITS> {
     type Output = ();
@@ -167,18 +174,18 @@ impl<const BITS: usize> Kernel for Many<'_, BITS> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let p = self.0;
+        let Many { p, x, tokens } = self;
         p.y.as_flattened_mut().fill(0.0);
-        let blocks = p.x.len() / p.tokens;
-        for (i, y) in p.y.chunks_mut(TILES * p.tokens).enumerate() {
+        let blocks = x.len() / tokens.div_ceil(TOGETHER);
+        for (i, y) in p.y.chunks_mut(TILES * tokens).enumerate() {
             let mut tiles = [Tile::<BITS>::new(p.w, p.first + i * TILES); TILES];
-            let count = y.len() / p.tokens;
+            let count = y.len() / tokens;
             for j in 1..count {
                 tiles[j] = Tile::new(p.w, p.first + i * TILES + j);
             }
             for b in 0..blocks {
-                let x = Column::new(p.x, blocks, b);
-                for (tile, y) in tiles.iter().zip(y.chunks_exact_mut(p.tokens)) {
+                let x = Column::new(x, blocks, b, tokens);
+                for (tile, y) in tiles.iter().zip(y.chunks_exact_mut(tokens)) {
                     tile.columns(s, b, &x, y);
                 }
             }
@@ -188,30 +195,40 @@ impl<const BITS: usize> Kernel for Many<'_, BITS> {
 
 /// One block of columns of all tokens' activations.
 struct Column<'a> {
-    x: &'a [Block],
+    x: &'a [Block<TOGETHER>],
     blocks: usize,
-    /// Tokens whose block is refined.
+    /// Tokens that have a fine part.
     refined: [usize; MAX_TOKENS],
     refined_count: usize,
 }
 
 impl<'a> Column<'a> {
-    /// Block `b` of `blocks`.
+    /// Block `b` of `blocks`. Behind the last of the tokens may lie what others have left.
     #[inline(always)]
-    fn new(x: &'a [Block], blocks: usize, b: usize) -> Self {
-        let mut refined = [0; MAX_TOKENS];
-        let mut refined_count = 0;
-        for (t, x) in x[b..].iter().step_by(blocks).enumerate() {
-            // Written in any case: whether it counts is as good as random, and a branch would be guessed wrong.
-            refined[refined_count % MAX_TOKENS] = t;
-            refined_count += usize::from(x.refined);
+    fn new(x: &'a [Block<TOGETHER>], blocks: usize, b: usize, tokens: usize) -> Self {
+        let column = Column { x: &x[b..], blocks, refined: [0; MAX_TOKENS], refined_count: 0 };
+        let (mut refined, mut refined_count) = ([0; MAX_TOKENS], 0);
+        for (i, x) in column.together().enumerate() {
+            for t in 0..TOGETHER {
+                // Written in any case: whether it counts is as good as random, and a branch would be guessed wrong.
+                let token = i * TOGETHER + t;
+                refined[refined_count % MAX_TOKENS] = token;
+                refined_count += usize::from(x.refined[t] & (token < tokens));
+            }
         }
-        Column { x: &x[b..], blocks, refined, refined_count }
+        Column { refined, refined_count, ..column }
     }
 
+    /// The blocks, of 8 tokens each.
     #[inline(always)]
-    fn token(&self, t: usize) -> &'a Block {
-        &self.x[t * self.blocks]
+    fn together(&self) -> impl Iterator<Item = &'a Block<TOGETHER>> {
+        self.x.iter().step_by(self.blocks)
+    }
+
+    /// The block of a token, and its place in it.
+    #[inline(always)]
+    fn token(&self, t: usize) -> (&'a Block<TOGETHER>, usize) {
+        (&self.x[t / TOGETHER * self.blocks], t % TOGETHER)
     }
 
     fn refined(&self) -> &[usize] {
@@ -230,38 +247,37 @@ fn tokens<S: Simd, const BITS: usize, const N: usize>(
     y: &mut [[f32; TILE_ROWS]],
 ) {
     let h = sums_of::<N>(half);
-    let mut t = 0;
-    while t + 2 <= y.len() {
-        let pair = [x.token(t), x.token(t + 1)];
-        let sums =
-            pair_sums::<S, BITS, N>(s, codes, half, [&pair[0].a, &pair[1].a], [pair[0].n[h], pair[1].n[h]]);
-        for i in 0..2 {
-            let acc = c.add(s, sums[i], pair[i], h, s.rows_load(&y[t + i]));
-            s.rows_store(acc, &mut y[t + i]);
+    for (x, y) in x.together().zip(y.chunks_mut(TOGETHER)) {
+        let mut t = 0;
+        while t + 2 <= y.len() {
+            let n = [x.n[h][t], x.n[h][t + 1]];
+            let sums = pair_sums::<S, BITS, N>(s, codes, half, [&x.a[t], &x.a[t + 1]], n);
+            for i in 0..2 {
+                let acc = c.add(s, sums[i], x, t + i, h, s.rows_load(&y[t + i]));
+                s.rows_store(acc, &mut y[t + i]);
+            }
+            t += 2;
         }
-        t += 2;
-    }
-    if t < y.len() {
-        let x = x.token(t);
-        let sums = sums::<S, BITS, N>(s, codes, half, &x.a, x.n[h]);
-        let acc = c.add(s, sums, x, h, s.rows_load(&y[t]));
-        s.rows_store(acc, &mut y[t]);
+        if t < y.len() {
+            let sums = sums::<S, BITS, N>(s, codes, half, &x.a[t], x.n[h][t]);
+            let acc = c.add(s, sums, x, t, h, s.rows_load(&y[t]));
+            s.rows_store(acc, &mut y[t]);
+        }
     }
     let (pairs, last) = x.refined().as_chunks::<2>();
     for ts in pairs {
-        let pair = [x.token(ts[0]), x.token(ts[1])];
-        let n = [pair[0].fine_n[h], pair[1].fine_n[h]];
-        let sums = pair_sums::<S, BITS, N>(s, codes, half, [&pair[0].fine, &pair[1].fine], n);
-        for i in 0..2 {
-            let acc = c.add_fine(s, sums[i], pair[i], s.rows_load(&y[ts[i]]));
-            s.rows_store(acc, &mut y[ts[i]]);
+        let [(x0, t0), (x1, t1)] = [x.token(ts[0]), x.token(ts[1])];
+        let n = [x0.fine_n[h][t0], x1.fine_n[h][t1]];
+        let sums = pair_sums::<S, BITS, N>(s, codes, half, [&x0.fine[t0], &x1.fine[t1]], n);
+        for (i, (x, t)) in [(x0, t0), (x1, t1)].into_iter().enumerate() {
+            let y = &mut y[ts[i]];
+            s.rows_store(c.add_fine(s, sums[i], x, t, s.rows_load(y)), y);
         }
     }
-    for t in last {
-        let x = x.token(*t);
-        let sums = sums::<S, BITS, N>(s, codes, half, &x.fine, x.fine_n[h]);
-        let acc = c.add_fine(s, sums, x, s.rows_load(&y[*t]));
-        s.rows_store(acc, &mut y[*t]);
+    for at in last {
+        let ((x, t), y) = (x.token(*at), &mut y[*at]);
+        let sums = sums::<S, BITS, N>(s, codes, half, &x.fine[t], x.fine_n[h][t]);
+        s.rows_store(c.add_fine(s, sums, x, t, s.rows_load(y)), y);
     }
 }
 
@@ -298,10 +314,10 @@ fn sums<S: Simd, const BITS: usize, const N: usize>(
     s.dots_to_rows::<BITS>(sums, n)
 }
 
-/// Index of a [`Block`]'s sums over a step: a half block of 4 quads, or both.
+/// Index of a block's sums over a step: a half block of 4 quads, or both.
 #[inline(always)]
 const fn sums_of<const N: usize>(half: usize) -> usize {
-    if N == QUADS { Block::ALL } else { half }
+    if N == QUADS { ALL } else { half }
 }
 
 /// What turns the integer sums of a step into products.
@@ -315,22 +331,31 @@ struct Coefficients<S: Simd> {
 }
 
 impl<S: Simd> Coefficients<S> {
-    /// `acc` plus one step's products; `h` says which of the block's sums are the step's.
+    /// `acc` plus one step's products with token `t`; `h` says which of the block's sums are the step's.
     #[inline(always)]
-    fn add(&self, s: S, sums: S::Rows, x: &Block, h: usize, acc: S::Rows) -> S::Rows {
-        let off = if self.m.is_some() { x.lost[h] } else { x.lost[h] - x.x[h] };
-        let t = s.rows_fma(sums, s.rows_splat(x.delta), s.rows_splat(self.center * off));
-        let acc = s.rows_fma(self.d, t, acc);
+    fn add<const T: usize>(
+        &self,
+        s: S,
+        sums: S::Rows,
+        x: &Block<T>,
+        t: usize,
+        h: usize,
+        acc: S::Rows,
+    ) -> S::Rows {
+        let (lost, all) = (x.lost[h][t], x.x[h][t]);
+        let off = if self.m.is_some() { lost } else { lost - all };
+        let product = s.rows_fma(sums, s.rows_splat(x.delta[t]), s.rows_splat(self.center * off));
+        let acc = s.rows_fma(self.d, product, acc);
         match self.m {
-            Some(m) => s.rows_fma(m, s.rows_splat(x.x[h]), acc),
+            Some(m) => s.rows_fma(m, s.rows_splat(all), acc),
             None => acc,
         }
     }
 
-    /// `acc` plus one step's products with the fine part.
+    /// `acc` plus one step's products with the fine part of token `t`.
     #[inline(always)]
-    fn add_fine(&self, s: S, sums: S::Rows, x: &Block, acc: S::Rows) -> S::Rows {
-        s.rows_fma(self.d, s.rows_mul(sums, s.rows_splat(x.fine_delta)), acc)
+    fn add_fine<const T: usize>(&self, s: S, sums: S::Rows, x: &Block<T>, t: usize, acc: S::Rows) -> S::Rows {
+        s.rows_fma(self.d, s.rows_mul(sums, s.rows_splat(x.fine_delta[t])), acc)
     }
 }
 
@@ -458,23 +483,30 @@ impl<'a, const BITS: usize> Tile<'a, BITS> {
 
     /// `acc` plus the products of step `half` of block `b`, which is `N` quads long.
     #[inline(always)]
-    fn step<S: Simd, const N: usize>(&self, s: S, b: usize, half: usize, x: &Block, acc: S::Rows) -> S::Rows {
+    fn step<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        b: usize,
+        half: usize,
+        x: &Block<1>,
+        acc: S::Rows,
+    ) -> S::Rows {
         let (mut sums, mut fine) = (s.dots_zero(), s.dots_zero());
-        let (a, f) = (x.a.as_chunks::<4>().0, x.fine.as_chunks::<4>().0);
+        let (a, f) = (x.a[0].as_chunks::<4>().0, x.fine[0].as_chunks::<4>().0);
         let (c, h) = (self.coefficients(s, b, half), sums_of::<N>(half));
-        if !x.refined {
+        if !x.refined[0] {
             for i in half * N..half * N + N {
                 sums = s.dot::<BITS>(sums, self.codes(s, b, i), &a[i]);
             }
-            return c.add(s, s.dots_to_rows::<BITS>(sums, x.n[h]), x, h, acc);
+            return c.add(s, s.dots_to_rows::<BITS>(sums, x.n[h][0]), x, 0, h, acc);
         }
         for i in half * N..half * N + N {
             let code = self.codes(s, b, i);
             sums = s.dot::<BITS>(sums, code, &a[i]);
             fine = s.dot::<BITS>(fine, code, &f[i]);
         }
-        let acc = c.add(s, s.dots_to_rows::<BITS>(sums, x.n[h]), x, h, acc);
-        c.add_fine(s, s.dots_to_rows::<BITS>(fine, x.fine_n[h]), x, acc)
+        let acc = c.add(s, s.dots_to_rows::<BITS>(sums, x.n[h][0]), x, 0, h, acc);
+        c.add_fine(s, s.dots_to_rows::<BITS>(fine, x.fine_n[h][0]), x, 0, acc)
     }
 
     /// Adds the products of block `b` with many tokens to `y`.

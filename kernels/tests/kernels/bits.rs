@@ -4,7 +4,7 @@
 use crate::attention::{Cache, kv_types};
 use crate::common::{HLQ, Matrix, Rng, UNIFORM};
 use lutite_kernels::attention::KvLayout;
-use lutite_kernels::dot::{Block, product, quantize};
+use lutite_kernels::dot::{Block, Tokens, product, quantize};
 use lutite_kernels::isa::Isa;
 use lutite_kernels::lut::{TableShape, Tables, gemv, table};
 use lutite_kernels::ops::{act, norm, rope, softmax};
@@ -120,17 +120,19 @@ fn products(isa: Isa, h: &mut Hash) {
                 let (rows, cols) = (1 + rng.below(80), 1 + rng.below(600));
                 let m = Matrix::random(&mut rng, rows, cols, bits, group, kind);
                 let blocks = cols.div_ceil(32);
-                let mut x = vec![Block::default(); 3 * blocks];
-                for x in x.chunks_exact_mut(blocks) {
-                    quantize(isa, &vector(&mut rng, cols), x).unwrap();
+                let (mut one, mut three) = (vec![Block::default(); blocks], vec![Block::default(); blocks]);
+                for t in 0..3 {
+                    let x = vector(&mut rng, cols);
+                    quantize(isa, &x, &mut three, t).unwrap();
+                    quantize(isa, &x, &mut one, 0).unwrap();
                 }
                 let mut y = vec![[0.0; 32]; 3 * m.shape.tiles()];
-                product(isa, &m.view(), &x, 0..m.shape.tiles(), true, &mut y).unwrap();
+                product(isa, &m.view(), Tokens::Many(&three, 3), 0..m.shape.tiles(), true, &mut y).unwrap();
                 for y in y[..y.len() - 3].iter() {
                     h.floats(y); // the last tile has rows that mean nothing
                 }
                 let y = &mut y[..m.shape.tiles()];
-                product(isa, &m.view(), &x[..blocks], 0..m.shape.tiles(), true, y).unwrap();
+                product(isa, &m.view(), Tokens::One(&one), 0..m.shape.tiles(), true, y).unwrap();
                 h.floats(&y.as_flattened()[..rows]);
             }
         }

@@ -2,27 +2,39 @@
 //! the activations' rounding error of the dequantized weights.
 
 use crate::common::{HLQ, Matrix, Rng, UNIFORM, activations, same};
-use lutite_kernels::dot::{Block, product, quantize};
+use lutite_kernels::dot::{Block, TOGETHER, Tokens, product, quantize};
 use lutite_kernels::isa::Isa;
 use lutite_kernels::pack::{GROUPS, Packed};
 use lutite_kernels::reference;
 use proptest::prelude::*;
 
-fn blocks(isa: Isa, x: &[f32]) -> Vec<Block> {
+fn one(isa: Isa, x: &[f32]) -> Vec<Block<1>> {
     let mut out = vec![Block::default(); x.len().div_ceil(32)];
-    quantize(isa, x, &mut out).unwrap();
+    quantize(isa, x, &mut out, 0).unwrap();
     out
 }
 
-/// Products of all tokens, `[token][row]`, `tiles` tiles at a time.
-fn products(isa: Isa, w: &Packed<'_>, tokens: &[Vec<f32>], tiles: usize) -> Vec<Vec<f32>> {
-    let x: Vec<Block> = tokens.iter().flat_map(|x| blocks(isa, x)).collect();
+/// Products of all tokens, `[token][row]`, `tiles` tiles at a time; with `alone` of a single token as such.
+fn products(isa: Isa, w: &Packed<'_>, tokens: &[Vec<f32>], tiles: usize, alone: bool) -> Vec<Vec<f32>> {
+    let blocks = w.shape().cols.div_ceil(32);
+    let mut many = vec![Block::default(); tokens.len().div_ceil(TOGETHER) * blocks];
+    // What other tokens have left in the places of those that are not there must not matter.
+    let mut others = vec![1.0; w.shape().cols];
+    others.iter_mut().step_by(32).for_each(|x| *x = 100.0);
+    for many in many.chunks_mut(blocks) {
+        (0..TOGETHER).for_each(|t| quantize(isa, &others, many, t).unwrap());
+    }
+    for (t, x) in tokens.iter().enumerate() {
+        quantize(isa, x, &mut many[t / TOGETHER * blocks..][..blocks], t % TOGETHER).unwrap();
+    }
+    let single = one(isa, &tokens[0]);
+    let x = if alone { Tokens::One(&single) } else { Tokens::Many(&many, tokens.len()) };
     let shape = w.shape();
     let mut out = vec![Vec::new(); tokens.len()];
     for from in (0..shape.tiles()).step_by(tiles) {
         let part = from..(from + tiles).min(shape.tiles());
         let mut y = vec![[f32::NAN; 32]; part.len() * tokens.len()];
-        product(isa, w, &x, part, from % 2 == 0, &mut y).unwrap();
+        product(isa, w, x, part, from % 2 == 0, &mut y).unwrap();
         for (i, y) in y.iter().enumerate() {
             out[i % tokens.len()].extend_from_slice(y);
         }
@@ -45,15 +57,16 @@ proptest! {
         group in prop::sample::select(GROUPS.to_vec()),
         kind in prop::sample::select(UNIFORM.to_vec()),
         style in 0usize..9,
-        tokens in 1usize..6,
+        tokens in 1usize..12,
         tiles in 1usize..4,
     ) {
         let mut rng = Rng(seed);
         let m = Matrix::random(&mut rng, rows, cols, bits, group, kind);
         let x: Vec<_> = (0..tokens).map(|t| activations(&mut rng, cols, if t == 0 { style } else { 0 })).collect();
         for isa in Isa::available() {
-            let fast = products(isa, &m.view(), &x, tiles);
-            for (fast, x) in fast.iter().zip(&x) {
+            let alone = products(isa, &m.view(), &x[..1], tiles, true);
+            let together = products(isa, &m.view(), &x, tiles, false);
+            for (fast, x) in alone.iter().chain(&together).zip(x.iter().take(1).chain(&x)) {
                 let slow = reference::product(&m.view(), x);
                 prop_assert!(same(fast, &slow), "{} {fast:?} {slow:?}", isa.name());
             }
@@ -74,7 +87,7 @@ fn sums_at_their_bound_stay_exact() {
                         let x = vec![x; 512];
                         let slow = reference::product(&m.view(), &x);
                         for isa in Isa::available() {
-                            let fast = products(isa, &m.view(), &[x.clone(), x.clone(), x.clone()], 1);
+                            let fast = products(isa, &m.view(), &[x.clone(), x.clone(), x.clone()], 1, false);
                             assert!(
                                 fast.iter().all(|f| same(f, &slow)),
                                 "{kind:?} {bits} g={group} {}",
@@ -102,7 +115,7 @@ fn error_against_exact_weights_is_the_activations_rounding() {
                     x.iter_mut().step_by(32).for_each(|x| *x = outlier);
                 }
                 let exact = reference::gemv_f64(&m.view(), &x).unwrap();
-                let y = &products(Isa::detect(), &m.view(), std::slice::from_ref(&x), 2)[0];
+                let y = &products(Isa::detect(), &m.view(), std::slice::from_ref(&x), 2, true)[0];
                 // Relative to what codes contribute by being other than the middle one: a large m X would hide it.
                 let middle = f64::from(1u32 << (bits - 1));
                 let variance =
@@ -131,7 +144,10 @@ fn unaligned_buffers_give_equal_bits() {
         let w = Packed::new(m.shape, m.group, kind, m.planes, &parts, &params[1..], &scales[1..]).unwrap();
         let x = vec![activations(&mut rng, 200, 0)];
         for isa in Isa::available() {
-            assert_eq!(products(isa, &w, &x, 3), products(isa, &m.view(), &x, 3), "{kind:?} {}", isa.name());
+            for alone in [false, true] {
+                let expected = products(isa, &m.view(), &x, 3, alone);
+                assert_eq!(products(isa, &w, &x, 3, alone), expected, "{kind:?} {}", isa.name());
+            }
         }
     }
 }
@@ -141,17 +157,24 @@ fn empty_and_unfitting_inputs_are_errors_or_nothing() {
     let mut rng = Rng(1);
     let isa = Isa::detect();
     let m = Matrix::random(&mut rng, 40, 70, 4, 32, UNIFORM[0]);
-    let x = blocks(isa, &[1.0; 70]);
+    let (x, room) = (one(isa, &[1.0; 70]), [Block::default(); 3 * 5]);
+    let (x, many) = (Tokens::One(&x), Tokens::Many(&room[..3], 1));
     let mut y = [[0.0; 32]; 2];
-    product(isa, &m.view(), &x, 0..2, true, &mut y).unwrap();
-    product(isa, &m.view(), &x, 1..1, true, &mut []).unwrap();
-    product(isa, &m.view(), &[], 0..2, true, &mut []).unwrap();
-    assert!(product(isa, &m.view(), &x[1..], 0..2, true, &mut y).is_err());
-    assert!(product(isa, &m.view(), &x, 0..1, true, &mut y).is_err());
-    assert!(product(isa, &m.view(), &x, 1..3, true, &mut y).is_err());
-    assert!(quantize(isa, &[1.0; 70], &mut [Block::default(); 2]).is_err());
-    quantize(isa, &[], &mut []).unwrap();
+    let mut run = |x, tiles, n: usize| product(isa, &m.view(), x, tiles, true, &mut y[..n]);
+    run(x, 0..2, 2).unwrap();
+    run(x, 1..1, 0).unwrap();
+    run(many, 0..2, 2).unwrap();
+    run(Tokens::Many(&[], 0), 0..2, 0).unwrap();
+    assert!(run(Tokens::One(&[]), 0..2, 2).is_err());
+    assert!(run(Tokens::Many(&room[..2], 1), 0..2, 2).is_err());
+    assert!(run(Tokens::Many(&room, 33), 0..2, 2).is_err());
+    assert!(run(x, 0..1, 2).is_err());
+    assert!(run(many, 0..1, 2).is_err());
+    assert!(run(x, 1..3, 2).is_err());
+    assert!(quantize(isa, &[1.0; 70], &mut [Block::<1>::default(); 2], 0).is_err());
+    assert!(quantize(isa, &[1.0; 70], &mut [Block::<1>::default(); 3], 1).is_err());
+    quantize::<1>(isa, &[], &mut [], 0).unwrap();
     let planes = Matrix::random(&mut rng, 40, 70, 4, 32, HLQ[0]);
-    let message = product(isa, &planes.view(), &x, 0..2, true, &mut y).unwrap_err().to_string();
+    let message = product(isa, &planes.view(), x, 0..2, true, &mut y).unwrap_err().to_string();
     assert!(message.contains("uniform"), "{message}");
 }

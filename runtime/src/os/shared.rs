@@ -49,7 +49,8 @@ pub trait Plain: sealed::Sealed + Copy + Send + Sync + 'static {}
 macro_rules! plain {
     ($($t:ty),*) => { $(impl sealed::Sealed for $t {} impl Plain for $t {})* };
 }
-plain!(u8, i8, u16, i16, u32, i32, u64, i64, f32, f64, half::f16, half::bf16, lutite_kernels::dot::Block);
+plain!(u8, i8, u16, i16, u32, i32, u64, i64, f32, f64, half::f16, half::bf16);
+plain!(lutite_kernels::dot::Block<1>, lutite_kernels::dot::Block<{ lutite_kernels::dot::TOGETHER }>);
 
 /// The system has not the memory for a buffer.
 #[derive(Debug, thiserror::Error)]
