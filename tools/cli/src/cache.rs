@@ -11,16 +11,16 @@
 use crate::judge::loss;
 use crate::load::{self, Source};
 use crate::ui::{self, Progress, Quit};
-use crate::{interrupt, places};
+use crate::{interrupt, lock, places};
 use anyhow::Context;
 use lutite_quant::{Imatrix, PackJob, Plan, pack_in_memory, pack_to_file};
 use lutite_runtime::os::map::Map;
 use lutite_runtime::os::memory;
 use lutite_runtime::store::{Bytes, Gguf, ModelFile};
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 /// The folder of packed files in [`places::home`].
@@ -90,7 +90,9 @@ fn usable(path: &Path, threads: usize) -> anyhow::Result<Option<Bytes>> {
 
 /// Packs to `path` under its lock, unless another process has done so in the meantime.
 fn make(packing: &Packing<'_>, plan: &Plan<'_>, path: &Path) -> anyhow::Result<Bytes> {
-    let _lock = lock(path)?;
+    // Without locks two may pack the same file, each under a temporary name of its own: a waste, no harm.
+    let busy = "another process is packing this model; waiting for it";
+    let _lock = lock::wait(&lock_path(path), busy, interrupt::flag(), |_| ()).context(WAY_OUT)?;
     if path.exists()
         && let Some(packed) = usable(path, packing.threads)?
     {
@@ -189,30 +191,6 @@ pub(crate) fn pack(p: &Packing<'_>, plan: &Plan<'_>, path: Option<&Path>) -> any
 /// Where the lock of a packed file is.
 pub(crate) fn lock_path(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{}.lock", path.file_name().unwrap_or_default().to_string_lossy()))
-}
-
-/// Waits until nobody else makes the file at `path`. The lock is gone with the value, and with the process.
-fn lock(path: &Path) -> anyhow::Result<File> {
-    let name = lock_path(path);
-    let lock =
-        File::create(&name).with_context(|| format!("cannot make the lock {}; {WAY_OUT}", name.display()))?;
-    let mut told = false;
-    loop {
-        match lock.try_lock() {
-            Ok(()) => return Ok(lock),
-            Err(TryLockError::WouldBlock) => {
-                if !told {
-                    ui::note("another process is packing this model; waiting for it");
-                    told = true;
-                }
-                interrupt::check(interrupt::flag())?;
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            // Some network file systems have no locks. Two may then pack the same file, each under a temporary
-            // name of its own: a waste, no harm.
-            Err(TryLockError::Error(_)) => return Ok(lock),
-        }
-    }
 }
 
 /// Removes what killed processes left in the folder of `path`, whose lock is held. Failures are left to the next time.

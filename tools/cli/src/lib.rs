@@ -15,6 +15,7 @@ pub mod interrupt;
 mod inventory;
 pub mod judge;
 mod load;
+mod lock;
 #[cfg(test)]
 #[path = "../../../runtime/tests/common/peak.rs"]
 mod peak;

@@ -65,7 +65,7 @@ impl Check {
                 Ok(())
             }
             What::Packed { .. } => {
-                let found = self.gguf(&item.path)?;
+                let found = self.contents(&item.path)?;
                 self.say(
                     &item.name,
                     found,
@@ -82,7 +82,7 @@ impl Check {
         let again = "get the file again from where it is from";
         if !path.is_dir() {
             let local = Local::at(path, settings);
-            let found = local.map_or_else(|| self.gguf(path), |local| self.local(&local))?;
+            let found = local.map_or_else(|| self.contents(path), |local| self.local(&local))?;
             return self.say(name, found, again);
         }
         let entries = fs::read_dir(path).with_context(|| format!("cannot read {name}"))?;
@@ -94,12 +94,12 @@ impl Check {
                 let found = self.local(&local)?;
                 self.say(&file.display().to_string(), found, again)?;
             } else if file.extension().is_some_and(|e| e == "gguf") {
-                let found = self.gguf(&file)?;
+                let found = self.contents(&file)?;
                 self.say(&file.display().to_string(), found, again)?;
             }
         }
         if self.checked == 0 {
-            let found = self.gguf(path)?;
+            let found = self.contents(path)?;
             self.say(name, found, again)?;
         }
         Ok(())
@@ -118,13 +118,13 @@ impl Check {
     fn local(&self, file: &Local) -> anyhow::Result<Found> {
         match file.oid() {
             Some(oid) => Ok(hash(&file.path, &file.blob, &oid)?.map(|()| oid.kind().to_owned())),
-            None if file.path.ends_with(".gguf") => self.gguf(&file.pointer),
+            None if file.path.ends_with(".gguf") => self.contents(&file.pointer),
             None => Ok(Ok("there; its checksum is not known, as this cache has no links".to_owned())),
         }
     }
 
     /// A GGUF file or a folder of safetensors: its own checksums if it is packed, else its structure.
-    fn gguf(&self, path: &Path) -> anyhow::Result<Found> {
+    fn contents(&self, path: &Path) -> anyhow::Result<Found> {
         let source = match load::at(path.to_owned()) {
             Ok(source) => source,
             Err(error) => return Ok(Err(format!("{error:#}"))),

@@ -142,10 +142,12 @@ impl<'a> Download<'a> {
     /// Part after part until all bytes are there.
     fn complete(&mut self) -> anyhow::Result<()> {
         let mut retry = Retry::new(self.client);
+        // Progress is to have more than ever: a server that makes us start again each time must not keep us for ever.
+        let mut most = self.have;
         while self.have < self.remote.size {
-            let before = self.have;
             let Err(failure) = self.part() else { continue };
-            if self.have > before {
+            if self.have > most {
+                most = self.have;
                 retry.reset();
             }
             retry.after(failure).map_err(|failure| self.explain(failure))?;

@@ -10,11 +10,11 @@ mod tests;
 mod wheel;
 
 use crate::catalog::{self, CATALOG, Entry, Source};
-use crate::{hub, interrupt, places, ui};
+use crate::{hub, interrupt, lock, places, ui};
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -210,26 +210,11 @@ pub(crate) fn stamp_path(entry: &Entry, models: &Path) -> PathBuf {
 
 /// Waits until nobody else pulls `what`. The lock is gone with the value, and with the process.
 pub(crate) fn lock(path: &Path, what: &str, stop: &AtomicBool) -> anyhow::Result<File> {
-    let lock = File::create(path).with_context(|| format!("cannot make the lock {}", path.display()))?;
-    let mut told = false;
-    loop {
-        match lock.try_lock() {
-            Ok(()) => return Ok(lock),
-            Err(TryLockError::WouldBlock) => {
-                if !told {
-                    ui::note(format_args!("another pull of {what} is running; waiting"));
-                    told = true;
-                }
-                interrupt::check(stop)?;
-                std::thread::sleep(POLL_EVERY);
-            }
-            // Some network file systems have no locks; a lone pull is still safe.
-            Err(TryLockError::Error(error)) => {
-                ui::warn(format_args!("no lock on {} ({error}); run one pull at a time", path.display()));
-                return Ok(lock);
-            }
-        }
-    }
+    let busy = format_args!("another pull of {what} is running; waiting");
+    // A lone pull is still safe.
+    lock::wait(path, busy, stop, |error| {
+        ui::warn(format_args!("no lock on {} ({error}); run one pull at a time", path.display()));
+    })
 }
 
 /// SHA-256 as a writer.

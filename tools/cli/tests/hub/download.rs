@@ -120,6 +120,17 @@ fn a_part_that_is_another_is_dropped() {
 }
 
 #[test]
+fn a_file_that_changes_with_every_request_is_given_up() {
+    let (hub, home) = hub_that(|n| match n {
+        40.. => Act::Right,
+        n if n % 2 == 0 => Act::Cut(1000),
+        _ => Act::Header("ETag", "\"other\"".to_owned()),
+    });
+    holds(&fails(&mut home.pull("o/r")), &["cannot fetch tiny-Q4_0.gguf"]);
+    assert!(hub.downloads().len() < 10, "{}", hub.downloads().len());
+}
+
+#[test]
 fn lengths_that_are_not_so() {
     for len in ["239999", "240001", "99999999999999"] {
         let (hub, home) = hub_that(move |_| Act::Header("Content-Length", len.to_owned()));
