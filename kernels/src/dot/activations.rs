@@ -18,7 +18,7 @@ use crate::simd::{Kernel, LANES, Simd};
 /// 32 activations of each of `T` tokens. All bytes zero are zeros.
 ///
 /// Tokens lie side by side, so that a product with many of them reads no more than it needs, one cache line after the
-/// other. Sums are of the first 16, of the last 16, and of all ([`ALL`]).
+/// other. Sums are of the first 16, of the last 16, and of all.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct Block<const T: usize> {
