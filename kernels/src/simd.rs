@@ -2,8 +2,8 @@
 //!
 //! An implementor is a zero-size token that proves that its instruction set is there
 //! (`crate::arch`). Algorithms are generic over [`Simd`] and written once; `arch` files are thin.
-//! Two shapes are enough: 8 floats ([`Simd::F`]) and the 32 rows of a tile (one byte, one 16-bit sum, one float
-//! each; [`Simd::Rows`] are the floats).
+//! Three shapes are enough: 8 floats that may be summed ([`Simd::F`]), 16 whose lanes never meet ([`Simd::W`]), and the 32
+//! rows of a tile (bytes, sums, or one float each; [`Simd::Rows`] are the floats).
 //!
 //! All methods must give equal bits on every implementor, NaN payloads excepted.
 

@@ -43,7 +43,7 @@ const QUADS: usize = BLOCK_COLS / 4;
 /// Tiles that are worked on together with many tokens: a block of activations is fetched into L1 for all of them.
 const TILES: usize = 4;
 
-/// Most tokens at once: their products with [`TILES`] tiles are 16 KiB, which stay in L1.
+/// Most tokens at once: their products with 4 tiles are 16 KiB, which stay in L1.
 pub const MAX_TOKENS: usize = 32;
 
 /// How far ahead of its use a field is asked for.
@@ -175,9 +175,11 @@ impl<const BITS: usize> Kernel for Many<'_, BITS> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Many { p, x, tokens } = self;
-        p.y.as_flattened_mut().fill(0.0);
         let blocks = x.len() / tokens.div_ceil(TOGETHER);
-        for (i, y) in p.y.chunks_mut(TILES * tokens).enumerate() {
+        let mut sums = Sums([[0.0; TILE_ROWS]; TILES * MAX_TOKENS]);
+        for (i, out) in p.y.chunks_mut(TILES * tokens).enumerate() {
+            let y = &mut sums.0[..out.len()];
+            y.as_flattened_mut().fill(0.0);
             let mut tiles = [Tile::<BITS>::new(p.w, p.first + i * TILES); TILES];
             let count = y.len() / tokens;
             for j in 1..count {
@@ -189,9 +191,14 @@ impl<const BITS: usize> Kernel for Many<'_, BITS> {
                     tile.columns(s, b, &x, y);
                 }
             }
+            out.copy_from_slice(y);
         }
     }
 }
+
+/// Products of some tiles and all tokens, `[tile][token]`, while they grow: no register of theirs lies across cache lines.
+#[repr(align(64))]
+struct Sums([[f32; TILE_ROWS]; TILES * MAX_TOKENS]);
 
 /// One block of columns of all tokens' activations.
 struct Column<'a> {
