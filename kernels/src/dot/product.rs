@@ -175,11 +175,9 @@ impl<const BITS: usize> Kernel for Many<'_, BITS> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Many { p, x, tokens } = self;
+        p.y.as_flattened_mut().fill(0.0);
         let blocks = x.len() / tokens.div_ceil(TOGETHER);
-        let mut sums = Sums([[0.0; TILE_ROWS]; TILES * MAX_TOKENS]);
-        for (i, out) in p.y.chunks_mut(TILES * tokens).enumerate() {
-            let y = &mut sums.0[..out.len()];
-            y.as_flattened_mut().fill(0.0);
+        for (i, y) in p.y.chunks_mut(TILES * tokens).enumerate() {
             let mut tiles = [Tile::<BITS>::new(p.w, p.first + i * TILES); TILES];
             let count = y.len() / tokens;
             for j in 1..count {
@@ -191,14 +189,9 @@ impl<const BITS: usize> Kernel for Many<'_, BITS> {
                     tile.columns(s, b, &x, y);
                 }
             }
-            out.copy_from_slice(y);
         }
     }
 }
-
-/// Products of some tiles and all tokens, `[tile][token]`, while they grow: no register of theirs lies across cache lines.
-#[repr(align(64))]
-struct Sums([[f32; TILE_ROWS]; TILES * MAX_TOKENS]);
 
 /// One block of columns of all tokens' activations.
 struct Column<'a> {
