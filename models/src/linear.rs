@@ -19,7 +19,7 @@ use std::ops::Range;
 const SEGMENT: usize = 256;
 
 /// Weight bytes that are worth claiming as a chunk: some 10 us of reading, small enough for L2.
-const CHUNK_BYTES: usize = 128 << 10;
+const CHUNK_BYTES: usize = 512 << 10;
 
 /// Chunks per worker that a matrix is cut into at least, so that all finish at about the same time.
 const CHUNKS_PER_WORKER: usize = 4;
