@@ -206,6 +206,14 @@ pub(crate) trait Kernel {
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
+/// Asks for the cache lines of `bytes`, `ahead` bytes behind where they are.
+#[inline(always)]
+pub(crate) fn prefetch_lines<S: Simd>(s: S, bytes: &[u8], ahead: usize) {
+    for line in bytes.chunks(64) {
+        s.prefetch(line, ahead);
+    }
+}
+
 /// Splits into whole 8-lane blocks and a tail shorter than 8.
 #[inline(always)]
 pub(crate) fn blocks(x: &[f32]) -> (&[[f32; LANES]], &[f32]) {

@@ -195,15 +195,19 @@ impl Linear {
             Weights::Packed(w) => w.view().and_then(|view| {
                 let tiles = rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS);
                 let Some(shape) = w.table_shape() else {
-                    return self.dot_products(isa, &view, x, n, tiles, &mut |token, at, y| {
+                    let mut put = |token, at: usize, y: &mut [f32]| {
                         let y = &mut y[..(rows.end - at).min(TILE_ROWS)];
                         bias(at, y);
                         put(token, at, y);
-                    });
+                    };
+                    return match n {
+                        1 => self.dot_products::<ALONE>(isa, &view, x, n, tiles, &mut put),
+                        _ => self.dot_products::<PRODUCTS>(isa, &view, x, n, tiles, &mut put),
+                    };
                 };
                 // With many tokens a tile's planes stay in L1 while all tokens' tables pass by.
-                let at_once = if n == 1 { PRODUCTS } else { 1 };
-                let mut y = [[0.0; TILE_ROWS]; PRODUCTS];
+                let at_once = if n == 1 { ALONE } else { 1 };
+                let mut y = [[0.0; TILE_ROWS]; ALONE];
                 for from in tiles.clone().step_by(at_once) {
                     let tiles = from..(from + at_once).min(tiles.end);
                     let at = from * TILE_ROWS;
@@ -236,8 +240,8 @@ impl Linear {
     }
 
     /// [`dot::product`] by portions of tokens and tiles that keep their products in L1; `put(token, row, values)`
-    /// receives all 32 rows of a tile.
-    fn dot_products(
+    /// receives all 32 rows of a tile. A portion is `P` tiles times tokens, so that no more is cleared than is needed.
+    fn dot_products<const P: usize>(
         &self,
         isa: Isa,
         view: &Packed<'_>,
@@ -247,8 +251,8 @@ impl Linear {
         put: &mut dyn FnMut(usize, usize, &mut [f32]),
     ) -> lutite_kernels::Result<()> {
         let blocks = self.cols.div_ceil(BLOCK_COLS);
-        let mut y = [[0.0; TILE_ROWS]; PRODUCTS];
-        let at_once = PRODUCTS / n.clamp(1, MAX_TOKENS);
+        let mut y = [[0.0; TILE_ROWS]; P];
+        let at_once = P / n.clamp(1, MAX_TOKENS);
         for from in tiles.clone().step_by(at_once) {
             let tiles = from..(from + at_once).min(tiles.end);
             for first in (0..n).step_by(MAX_TOKENS) {
@@ -275,6 +279,9 @@ impl Linear {
 
 /// Tiles times tokens whose products are worked out at once: 16 KiB of them.
 const PRODUCTS: usize = 4 * MAX_TOKENS;
+
+/// Tiles at once where there is one token: 2 KiB.
+const ALONE: usize = 16;
 
 /// A stage: `out[m] = w[m] x` for several matrices that share their input, claimed as one list of chunks.
 /// `outs[m]` is `[tokens][rows of w[m]]`, cut into tiles.

@@ -34,7 +34,7 @@ use crate::pack::c32::{BLOCK_COLS, UNIT_BYTES, widths};
 use crate::pack::p32::TILE_ROWS;
 use crate::pack::params::SUPERBLOCK;
 use crate::pack::{Packed, ParamKind};
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, Simd, prefetch_lines};
 use core::ops::Range;
 
 /// Products of 4 columns in a block.
@@ -413,14 +413,10 @@ impl<'a, const BITS: usize> Tile<'a, BITS> {
     #[inline(always)]
     fn prefetch<S: Simd>(&self, s: S, b: usize) {
         for (field, width) in self.fields.iter().zip(widths(BITS)) {
-            for unit in &field[b * width..(b + 1) * width] {
-                s.prefetch(unit, PREFETCH_BYTES);
-                s.prefetch(unit, PREFETCH_BYTES + 64);
-            }
+            prefetch_lines(s, field[b * width..(b + 1) * width].as_flattened(), PREFETCH_BYTES);
         }
-        for line in self.params[b * self.block_params..].chunks(64).take(self.block_params.div_ceil(64)) {
-            s.prefetch(line, PREFETCH_PARAMS);
-        }
+        let params = &self.params[b * self.block_params..];
+        prefetch_lines(s, &params[..self.block_params.min(params.len())], PREFETCH_PARAMS);
     }
 
     /// The codes of quad `q` of block `b`.

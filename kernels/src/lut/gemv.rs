@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::isa::Isa;
 use crate::pack::p32::TILE_ROWS;
 use crate::pack::{MAX_PLANES, Packed, ParamKind};
-use crate::simd::{BIAS, Kernel, Simd};
+use crate::simd::{BIAS, Kernel, Simd, prefetch_lines};
 use core::ops::Range;
 
 /// How far ahead of its use each plane is asked for. A tile is walked in step through as many streams as
@@ -36,9 +36,6 @@ const PREFETCH_BYTES: usize = 4096;
 
 /// The same for parameters, of which there are fewer.
 const PREFETCH_PARAMS: usize = 1024;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// `y = W x` for the rows of some tiles; `w` is of an HLQ kind.
 ///
@@ -202,7 +199,7 @@ fn sums_of<S: Simd, const Q: usize>(
     for p in 0..Q {
         planes[p] = two_blocks(&tile.planes[from + p][start..][..n]);
         if tile.first_use {
-            planes[p].0.iter().for_each(|w| s.prefetch(w, PREFETCH_BYTES));
+            prefetch_lines(s, planes[p].0.as_flattened(), PREFETCH_BYTES);
         }
     }
     let bias = 2 * n as u16 * u16::from(BIAS);
@@ -276,9 +273,7 @@ fn tile<S: Simd, const INT8: bool, const LO: usize, const HI: usize>(s: S, tile:
     for (g, params) in tile.params.chunks_exact(tile.group_params).enumerate() {
         let x = tile.scales[g * tile.per_group];
         if tile.first_use {
-            for line in params.chunks(LINE) {
-                s.prefetch(line, PREFETCH_PARAMS);
-            }
+            prefetch_lines(s, params, PREFETCH_PARAMS);
         }
         let c = Coefficients::<'_, S, INT8> { s, params, row_scales: &row_scales };
         hlq_pass::<S, LO, INT8>(s, tile, g, 0, &c, &mut acc);
