@@ -184,7 +184,7 @@ impl<const BITS: usize> Kernel for Many<'_, BITS> {
                 tiles[j] = Tile::new(p.w, p.first + i * TILES + j);
             }
             for b in 0..blocks {
-                let x = Column::new(x, blocks, b, tokens);
+                let x = Column::new(x, blocks, b, tokens, &tiles[0]);
                 for (tile, y) in tiles.iter().zip(y.chunks_exact_mut(tokens)) {
                     tile.columns(s, b, &x, y);
                 }
@@ -197,18 +197,34 @@ impl<const BITS: usize> Kernel for Many<'_, BITS> {
 struct Column<'a> {
     x: &'a [Block<TOGETHER>],
     blocks: usize,
+    /// The middle code times what it gives back, of each of the block's three sums and each token.
+    off: [[f32; MAX_TOKENS]; 3],
     /// Tokens that have a fine part.
     refined: [usize; MAX_TOKENS],
     refined_count: usize,
 }
 
 impl<'a> Column<'a> {
-    /// Block `b` of `blocks`. Behind the last of the tokens may lie what others have left.
+    /// Block `b` of `blocks`, for a matrix of the kind of `tile`. Behind the last of the tokens may lie what others
+    /// have left.
     #[inline(always)]
-    fn new(x: &'a [Block<TOGETHER>], blocks: usize, b: usize, tokens: usize) -> Self {
-        let column = Column { x: &x[b..], blocks, refined: [0; MAX_TOKENS], refined_count: 0 };
+    fn new<const BITS: usize>(
+        x: &'a [Block<TOGETHER>],
+        blocks: usize,
+        b: usize,
+        tokens: usize,
+        tile: &Tile<'_, BITS>,
+    ) -> Self {
+        let x = &x[b..];
+        let sums = if tile.halves { 0..ALL } else { ALL..ALL + 1 };
+        let mut off = [[0.0; MAX_TOKENS]; 3];
         let (mut refined, mut refined_count) = ([0; MAX_TOKENS], 0);
-        for (i, x) in column.together().enumerate() {
+        for (i, x) in x.iter().step_by(blocks).enumerate().take(MAX_TOKENS / TOGETHER) {
+            for h in sums.clone() {
+                for t in 0..TOGETHER {
+                    off[h][i * TOGETHER + t] = tile.off(x, t, h);
+                }
+            }
             for t in 0..TOGETHER {
                 // Written in any case: whether it counts is as good as random, and a branch would be guessed wrong.
                 let token = i * TOGETHER + t;
@@ -216,7 +232,7 @@ impl<'a> Column<'a> {
                 refined_count += usize::from(x.refined[t] & (token < tokens));
             }
         }
-        Column { refined, refined_count, ..column }
+        Column { x, blocks, off, refined, refined_count }
     }
 
     /// The blocks, of 8 tokens each.
@@ -236,9 +252,10 @@ impl<'a> Column<'a> {
     }
 }
 
-/// Adds one step's products to all tokens', two at a time: both use a code while it is in a register.
+/// Adds one step's products to all tokens', two at a time: both use a code while it is in a register. `MINIMUM` says
+/// whether the kind has one: a branch in the loop would keep the compiler from mixing the two tokens' operations.
 #[inline(always)]
-fn tokens<S: Simd, const BITS: usize, const N: usize>(
+fn tokens<S: Simd, const BITS: usize, const N: usize, const MINIMUM: bool>(
     s: S,
     codes: &[S::Codes; QUADS],
     half: usize,
@@ -247,21 +264,25 @@ fn tokens<S: Simd, const BITS: usize, const N: usize>(
     y: &mut [[f32; TILE_ROWS]],
 ) {
     let h = sums_of::<N>(half);
-    for (x, y) in x.together().zip(y.chunks_mut(TOGETHER)) {
-        let mut t = 0;
-        while t + 2 <= y.len() {
+    let off = x.off[h].as_chunks::<TOGETHER>().0;
+    for ((x, off), y) in x.together().zip(off).zip(y.chunks_mut(TOGETHER)) {
+        let (pairs, last) = y.as_chunks_mut::<2>();
+        for (i, y) in pairs.iter_mut().enumerate().take(TOGETHER / 2) {
+            let t = 2 * i;
             let n = [x.n[h][t], x.n[h][t + 1]];
             let sums = pair_sums::<S, BITS, N>(s, codes, half, [&x.a[t], &x.a[t + 1]], n);
             for i in 0..2 {
-                let acc = c.add(s, sums[i], x, t + i, h, s.rows_load(&y[t + i]));
-                s.rows_store(acc, &mut y[t + i]);
+                let t = t + i;
+                let acc = s.rows_load(&y[i]);
+                let acc = c.add::<MINIMUM>(s, sums[i], x.delta[t], off[t], x.x[h][t], acc);
+                s.rows_store(acc, &mut y[i]);
             }
-            t += 2;
         }
-        if t < y.len() {
+        for y in last {
+            let t = pairs.len() * 2 % TOGETHER;
             let sums = sums::<S, BITS, N>(s, codes, half, &x.a[t], x.n[h][t]);
-            let acc = c.add(s, sums, x, t, h, s.rows_load(&y[t]));
-            s.rows_store(acc, &mut y[t]);
+            let acc = c.add::<MINIMUM>(s, sums, x.delta[t], off[t], x.x[h][t], s.rows_load(y));
+            s.rows_store(acc, y);
         }
     }
     let (pairs, last) = x.refined().as_chunks::<2>();
@@ -271,13 +292,13 @@ fn tokens<S: Simd, const BITS: usize, const N: usize>(
         let sums = pair_sums::<S, BITS, N>(s, codes, half, [&x0.fine[t0], &x1.fine[t1]], n);
         for (i, (x, t)) in [(x0, t0), (x1, t1)].into_iter().enumerate() {
             let y = &mut y[ts[i]];
-            s.rows_store(c.add_fine(s, sums[i], x, t, s.rows_load(y)), y);
+            s.rows_store(c.add_fine(s, sums[i], x.fine_delta[t], s.rows_load(y)), y);
         }
     }
     for at in last {
         let ((x, t), y) = (x.token(*at), &mut y[*at]);
         let sums = sums::<S, BITS, N>(s, codes, half, &x.fine[t], x.fine_n[h][t]);
-        s.rows_store(c.add_fine(s, sums, x, t, s.rows_load(y)), y);
+        s.rows_store(c.add_fine(s, sums, x.fine_delta[t], s.rows_load(y)), y);
     }
 }
 
@@ -324,38 +345,32 @@ const fn sums_of<const N: usize>(half: usize) -> usize {
 #[derive(Clone, Copy)]
 struct Coefficients<S: Simd> {
     d: S::Rows,
-    /// In the kinds that have a minimum.
-    m: Option<S::Rows>,
-    /// The middle or central code.
-    center: f32,
+    /// Zeros in the kinds that have no minimum.
+    m: S::Rows,
 }
 
 impl<S: Simd> Coefficients<S> {
-    /// `acc` plus one step's products with token `t`; `h` says which of the block's sums are the step's.
+    /// `acc` plus one step's products with a token: `sums` in steps of `delta`, `off` is [`Tile::off`], `all` the
+    /// sum of its activations.
     #[inline(always)]
-    fn add<const T: usize>(
+    fn add<const MINIMUM: bool>(
         &self,
         s: S,
         sums: S::Rows,
-        x: &Block<T>,
-        t: usize,
-        h: usize,
+        delta: f32,
+        off: f32,
+        all: f32,
         acc: S::Rows,
     ) -> S::Rows {
-        let (lost, all) = (x.lost[h][t], x.x[h][t]);
-        let off = if self.m.is_some() { lost } else { lost - all };
-        let product = s.rows_fma(sums, s.rows_splat(x.delta[t]), s.rows_splat(self.center * off));
+        let product = s.rows_fma(sums, s.rows_splat(delta), s.rows_splat(off));
         let acc = s.rows_fma(self.d, product, acc);
-        match self.m {
-            Some(m) => s.rows_fma(m, s.rows_splat(all), acc),
-            None => acc,
-        }
+        if MINIMUM { s.rows_fma(self.m, s.rows_splat(all), acc) } else { acc }
     }
 
-    /// `acc` plus one step's products with the fine part of token `t`.
+    /// `acc` plus one step's products with the fine part of a token.
     #[inline(always)]
-    fn add_fine<const T: usize>(&self, s: S, sums: S::Rows, x: &Block<T>, t: usize, acc: S::Rows) -> S::Rows {
-        s.rows_fma(self.d, s.rows_mul(sums, s.rows_splat(x.fine_delta[t])), acc)
+    fn add_fine(&self, s: S, sums: S::Rows, fine_delta: f32, acc: S::Rows) -> S::Rows {
+        s.rows_fma(self.d, s.rows_mul(sums, s.rows_splat(fine_delta)), acc)
     }
 }
 
@@ -375,7 +390,10 @@ struct Tile<'a, const BITS: usize> {
     group: usize,
     /// Whether a step is half a block: groups of 16.
     halves: bool,
+    /// The middle or central code.
     center: f32,
+    /// Whether there is a second coefficient, the minimum.
+    minimum: bool,
 }
 
 impl<'a, const BITS: usize> Tile<'a, BITS> {
@@ -401,7 +419,15 @@ impl<'a, const BITS: usize> Tile<'a, BITS> {
             group: w.group(),
             halves: w.group() < BLOCK_COLS,
             center: kind.center().map_or(f32::from(1u8 << (BITS - 1)), f32::from),
+            minimum: count == 2,
         }
+    }
+
+    /// The middle code times what rounding lost of sum `h` of token `t`; a central code is taken off the others too.
+    #[inline(always)]
+    fn off<const T: usize>(&self, x: &Block<T>, t: usize, h: usize) -> f32 {
+        let (lost, all) = (x.lost[h][t], x.x[h][t]);
+        self.center * if self.minimum { lost } else { lost - all }
     }
 
     /// Whether block `b` reaches beyond its first 16 columns.
@@ -468,13 +494,13 @@ impl<'a, const BITS: usize> Tile<'a, BITS> {
     #[inline(always)]
     fn coefficients<S: Simd>(&self, s: S, b: usize, half: usize) -> Coefficients<S> {
         let col = b * BLOCK_COLS + half * (BLOCK_COLS / 2);
-        let (g, count) = (col / self.group, self.kind.coefficients(BITS));
+        let (g, count) = (col / self.group, 1 + usize::from(self.minimum));
         let d = self.coefficient(s, g * count, col / SUPERBLOCK * count);
-        let m = match count {
-            2 => Some(self.coefficient(s, g * count + 1, col / SUPERBLOCK * count + 1)),
-            _ => None,
+        let m = match self.minimum {
+            true => self.coefficient(s, g * count + 1, col / SUPERBLOCK * count + 1),
+            false => s.rows_splat(0.0),
         };
-        Coefficients { d, m, center: self.center }
+        Coefficients { d, m }
     }
 
     /// `acc` plus the products of step `half` of block `b`, which is `N` quads long.
@@ -494,15 +520,33 @@ impl<'a, const BITS: usize> Tile<'a, BITS> {
             for i in half * N..half * N + N {
                 sums = s.dot::<BITS>(sums, self.codes(s, b, i), &a[i]);
             }
-            return c.add(s, s.dots_to_rows::<BITS>(sums, x.n[h][0]), x, 0, h, acc);
+            return self.add(s, &c, s.dots_to_rows::<BITS>(sums, x.n[h][0]), x, h, acc);
         }
         for i in half * N..half * N + N {
             let code = self.codes(s, b, i);
             sums = s.dot::<BITS>(sums, code, &a[i]);
             fine = s.dot::<BITS>(fine, code, &f[i]);
         }
-        let acc = c.add(s, s.dots_to_rows::<BITS>(sums, x.n[h][0]), x, 0, h, acc);
-        c.add_fine(s, s.dots_to_rows::<BITS>(fine, x.fine_n[h][0]), x, 0, acc)
+        let acc = self.add(s, &c, s.dots_to_rows::<BITS>(sums, x.n[h][0]), x, h, acc);
+        c.add_fine(s, s.dots_to_rows::<BITS>(fine, x.fine_n[h][0]), x.fine_delta[0], acc)
+    }
+
+    /// `acc` plus the products `sums` with one token, over the columns of its sum `h`.
+    #[inline(always)]
+    fn add<S: Simd>(
+        &self,
+        s: S,
+        c: &Coefficients<S>,
+        sums: S::Rows,
+        x: &Block<1>,
+        h: usize,
+        acc: S::Rows,
+    ) -> S::Rows {
+        let (delta, off, all) = (x.delta[0], self.off(x, 0, h), x.x[h][0]);
+        match self.minimum {
+            true => c.add::<true>(s, sums, delta, off, all, acc),
+            false => c.add::<false>(s, sums, delta, off, all, acc),
+        }
     }
 
     /// Adds the products of block `b` with many tokens to `y`.
@@ -510,12 +554,30 @@ impl<'a, const BITS: usize> Tile<'a, BITS> {
     fn columns<S: Simd>(&self, s: S, b: usize, x: &Column<'_>, y: &mut [[f32; TILE_ROWS]]) {
         let codes = self.block(s, b);
         if self.halves {
-            tokens::<S, BITS, 4>(s, &codes, 0, &self.coefficients(s, b, 0), x, y);
+            self.tokens::<S, 4>(s, &codes, b, 0, x, y);
             if self.has_second_half(b) {
-                tokens::<S, BITS, 4>(s, &codes, 1, &self.coefficients(s, b, 1), x, y);
+                self.tokens::<S, 4>(s, &codes, b, 1, x, y);
             }
         } else {
-            tokens::<S, BITS, 8>(s, &codes, 0, &self.coefficients(s, b, 0), x, y);
+            self.tokens::<S, 8>(s, &codes, b, 0, x, y);
+        }
+    }
+
+    /// Adds the products of step `half` of block `b`, whose codes are `codes`, with many tokens to `y`.
+    #[inline(always)]
+    fn tokens<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        codes: &[S::Codes; QUADS],
+        b: usize,
+        half: usize,
+        x: &Column<'_>,
+        y: &mut [[f32; TILE_ROWS]],
+    ) {
+        let c = self.coefficients(s, b, half);
+        match self.minimum {
+            true => tokens::<S, BITS, N, true>(s, codes, half, &c, x, y),
+            false => tokens::<S, BITS, N, false>(s, codes, half, &c, x, y),
         }
     }
 }
