@@ -92,7 +92,7 @@ impl Product {
             true => {
                 self.tokens = 1;
                 self.one = vec![Block::default(); self.shape.cols.div_ceil(32)];
-                dot::quantize(isa, &self.x, &mut self.one, 0)
+                dot::quantize(isa, [&self.x[..]], &mut self.one)
             }
             false => table::build(isa, self.tables, &self.x, &mut self.entries, &mut self.scales),
         }
@@ -104,9 +104,11 @@ impl Product {
         let (cols, blocks) = (self.shape.cols, self.shape.cols.div_ceil(32));
         self.tokens = tokens;
         self.many = vec![Block::default(); tokens.div_ceil(TOGETHER) * blocks];
-        for (t, x) in activations(tokens * cols).chunks(cols).enumerate() {
-            let out = &mut self.many[t / TOGETHER * blocks..][..blocks];
-            dot::quantize(isa, x, out, t % TOGETHER).expect("lengths follow from the shape");
+        let x = activations(tokens * cols);
+        for (x, out) in x.chunks(TOGETHER * cols).zip(self.many.chunks_mut(blocks)) {
+            let mut together = [[].as_slice(); TOGETHER];
+            together.iter_mut().zip(x.chunks(cols)).for_each(|(t, x)| *t = x);
+            dot::quantize(isa, together, out).expect("lengths follow from the shape");
         }
     }
 

@@ -78,6 +78,15 @@ pub(crate) trait Simd: Copy {
     fn exp2i(self, n: Self::F) -> Self::F;
     /// `((v0+v4) + (v2+v6)) + ((v1+v5) + (v3+v7))`: the one tree of the bit contract.
     fn sum(self, v: Self::F) -> f32;
+    /// [`Simd::sum`] of each.
+    #[inline(always)]
+    fn sums_of(self, v: [Self::F; LANES]) -> Self::F {
+        let mut sums = [0.0; LANES];
+        for (sum, v) in sums.iter_mut().zip(v) {
+            *sum = self.sum(v);
+        }
+        self.load(&sums)
+    }
     /// Largest lane (no NaN among the lanes).
     fn hmax(self, v: Self::F) -> f32;
 
@@ -137,8 +146,8 @@ pub(crate) trait Simd: Copy {
 
     /// 32 floats from memory.
     fn rows_load(self, x: &[f32; TILE]) -> Self::Rows;
-    /// 8 integers within +-127 as bytes.
-    fn store_i8(self, v: Self::F, out: &mut [i8; LANES]);
+    /// 32 integers within +-127 as bytes.
+    fn store_i8(self, v: [Self::F; 4], out: &mut [i8; 4 * LANES]);
 
     /// 4 bytes of each row, in order.
     fn codes(self, x: &[u8; 4 * TILE]) -> Self::Codes;

@@ -424,23 +424,24 @@ impl Input {
                     build(isa, shape, x.row(0), e.row_mut(0), s.row_mut(0));
                 }
                 if let Some(b) = &self.blocks {
-                    quantize(isa, x.row(0), b.one.write_chunk(c).row_mut(0), 0);
+                    quantize(isa, [x.row(0)], b.one.write_chunk(c).row_mut(0));
                 }
             });
         } else {
             pool.each(n.div_ceil(TOGETHER), |together| {
-                let mut blocks = self.blocks.as_ref().map(|b| b.many.write_row(together));
                 let first = together * TOGETHER;
-                for token in first..(first + TOGETHER).min(n) {
-                    let mut x = self.x.write_row(token);
-                    make(token, 0..x.len(), &mut x);
+                let mut xs = [const { None }; TOGETHER];
+                for (token, row) in (first..n).zip(&mut xs) {
+                    let x = row.insert(self.x.write_row(token));
+                    make(token, 0..x.len(), x);
                     for t in &self.tables {
                         let (mut e, mut s) = (t.entries.write_row(token), t.scales.write_row(token));
-                        build(isa, t.shape, &x, &mut e, &mut s);
+                        build(isa, t.shape, x, &mut e, &mut s);
                     }
-                    if let Some(blocks) = &mut blocks {
-                        quantize(isa, &x, blocks, token - first);
-                    }
+                }
+                if let Some(b) = &self.blocks {
+                    let xs = xs.each_ref().map(|x| x.as_deref().unwrap_or_default());
+                    quantize(isa, xs, &mut b.many.write_row(together));
                 }
             });
         }
@@ -495,8 +496,8 @@ fn build(isa: Isa, shape: TableShape, x: &[f32], entries: &mut [u8], scales: &mu
     }
 }
 
-fn quantize<const T: usize>(isa: Isa, x: &[f32], blocks: &mut [Block<T>], t: usize) {
-    if let Err(e) = dot::quantize(isa, x, blocks, t) {
-        panic!("{} activations as bytes: {e}", x.len());
+fn quantize<const T: usize>(isa: Isa, x: [&[f32]; T], blocks: &mut [Block<T>]) {
+    if let Err(e) = dot::quantize(isa, x, blocks) {
+        panic!("{} blocks of activations: {e}", blocks.len());
     }
 }

@@ -194,8 +194,8 @@ impl Simd for Scalar {
         *x
     }
     #[inline(always)]
-    fn store_i8(self, v: F, out: &mut [i8; LANES]) {
-        *out = v.map(|v| v as i8);
+    fn store_i8(self, v: [F; 4], out: &mut [i8; 4 * LANES]) {
+        out.iter_mut().zip(v.as_flattened()).for_each(|(out, v)| *out = *v as i8);
     }
 
     #[inline(always)]

@@ -79,30 +79,28 @@ const FINE: f32 = 1.0 / 254.0;
 /// A block is refined whose integers have a smaller sum of squares: exact, and so the same everywhere.
 const REFINED_BELOW: f32 = 127.0 * 127.0 * BLOCK_COLS as f32 / (3.5 * 3.5);
 
-/// Rounds the activations `x` of token `t` of `T` to blocks of 32; the last one is filled up with zeros.
+/// Rounds the activations `x` of `T` tokens to blocks of 32; the last one is filled up with zeros. A token without any
+/// activations, where others have some, gets blocks of zeros.
 ///
 /// # Errors
-/// [`Error::Length`] where `out` has not as many blocks as `x` needs, [`Error::Shape`] where there is no token `t`.
-pub fn quantize<const T: usize>(isa: Isa, x: &[f32], out: &mut [Block<T>], t: usize) -> Result<()> {
-    let expected = x.len().div_ceil(BLOCK_COLS);
-    if out.len() != expected {
-        return Err(Error::Length { what: "blocks of activations".into(), expected, found: out.len() });
+/// [`Error::Length`] where `out` has not as many blocks as the longest of `x` needs, or the others are neither as long nor
+/// empty.
+pub fn quantize<const T: usize>(isa: Isa, x: [&[f32]; T], out: &mut [Block<T>]) -> Result<()> {
+    let cols = x.iter().map(|x| x.len()).max().unwrap_or(0);
+    let wrong = |what: &str, expected, found| Err(Error::Length { what: what.into(), expected, found });
+    if let Some(x) = x.iter().find(|x| !x.is_empty() && x.len() != cols) {
+        return wrong("activations of a token", cols, x.len());
     }
-    if t >= T {
-        return Err(Error::Shape {
-            what: "token of a block",
-            found: t,
-            allowed: "below its number of tokens",
-        });
+    if out.len() != cols.div_ceil(BLOCK_COLS) {
+        return wrong("blocks of activations", cols.div_ceil(BLOCK_COLS), out.len());
     }
-    isa.run(Quantize { x, out, t });
+    isa.run(Quantize { x, out });
     Ok(())
 }
 
 struct Quantize<'a, const T: usize> {
-    x: &'a [f32],
+    x: [&'a [f32]; T],
     out: &'a mut [Block<T>],
-    t: usize,
 }
 
 impl<const T: usize> Kernel for Quantize<'_, T> {
@@ -110,74 +108,120 @@ impl<const T: usize> Kernel for Quantize<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (whole, tail) = self.x.as_chunks::<BLOCK_COLS>();
-        for (x, out) in whole.iter().zip(&mut *self.out) {
-            block(s, x, out, self.t);
+        let (mut whole, mut tails) = ([[].as_slice(); T], [[0.0; BLOCK_COLS]; T]);
+        for ((x, whole), filled) in self.x.iter().zip(&mut whole).zip(&mut tails) {
+            let tail;
+            (*whole, tail) = x.as_chunks();
+            filled[..tail.len()].copy_from_slice(tail);
         }
-        if !tail.is_empty()
-            && let Some(out) = self.out.last_mut()
-        {
-            let mut x = [0.0; BLOCK_COLS];
-            x[..tail.len()].copy_from_slice(tail);
-            block(s, &x, out, self.t);
+        for (b, out) in self.out.iter_mut().enumerate() {
+            let mut x = tails.each_ref();
+            for (x, whole) in x.iter_mut().zip(whole) {
+                if let Some(whole) = whole.get(b) {
+                    *x = whole;
+                }
+            }
+            block(s, x, out);
         }
     }
 }
 
+/// The tokens side by side: what is worked out once for a block is worked out for all of them at once.
 #[inline(always)]
-fn block<S: Simd, const T: usize>(s: S, x: &[f32; BLOCK_COLS], out: &mut Block<T>, at: usize) {
-    let (x, _) = x.as_chunks::<LANES>();
-    let x = [s.load(&x[0]), s.load(&x[1]), s.load(&x[2]), s.load(&x[3])];
+fn block<S: Simd, const T: usize>(s: S, mut x: [&[f32; BLOCK_COLS]; T], out: &mut Block<T>) {
     let zero = s.splat(0.0);
-    let (mut most, mut poison) = (zero, zero);
-    for x in x {
-        most = s.max(s.max(x, s.sub(zero, x)), most);
-        poison = s.fma(x, zero, poison); // 0 unless x is infinite or NaN
+    let (mut m, mut v) = ([0.0; T], [[zero; 4]; T]);
+    for t in 0..T {
+        v[t] = load(s, x[t]);
+        let mut most = zero;
+        for v in v[t] {
+            most = s.max(s.max(v, s.sub(zero, v)), most);
+        }
+        m[t] = s.hmax(most);
     }
-    let m = s.hmax(most);
-    // Below 1e-30 the inverse would leave f32's range, and the products f32's precision.
-    let (inverse, delta) = if s.sum(poison) != 0.0 || !m.is_finite() {
-        (0.0, f32::NAN)
-    } else if m < 1e-30 {
-        (0.0, 0.0)
-    } else {
-        (127.0 / m, m * (1.0 / 127.0))
-    };
-    let (mut t, mut a, mut squares) = ([zero; 4], [zero; 4], zero);
-    if !delta.is_nan() {
-        for i in 0..4 {
-            t[i] = s.mul(x[i], s.splat(inverse));
-            a[i] = s.round(t[i]);
-            squares = s.fma(a[i], a[i], squares);
+    out.x = halves(s, v);
+    let (mut inverse, mut steps, mut finite) = ([0.0; T], [0.0; T], true);
+    for t in 0..T {
+        // Below 1e-30 the inverse would leave f32's range, and the products f32's precision.
+        let some = m[t] >= 1e-30;
+        let i = 127.0 / m[t];
+        inverse[t] = if some { i } else { 0.0 };
+        out.delta[t] = if some { m[t] * (1.0 / 127.0) } else { 0.0 };
+        finite &= out.x[ALL][t].is_finite();
+    }
+    if !finite {
+        for t in 0..T {
+            // The sum may be infinite without one of the activations.
+            if x[t].iter().any(|x| !x.is_finite()) {
+                (x[t], inverse[t], out.delta[t]) = (&[0.0; BLOCK_COLS], 0.0, f32::NAN);
+            }
         }
     }
-    let refined = delta > 0.0 && s.sum(squares) < REFINED_BELOW;
-    // Worked out in any case: whether it counts is as good as random, and a branch would be guessed wrong.
-    let steps = s.splat(if refined { 1.0 / FINE } else { 0.0 });
-    for i in 0..4 {
-        t[i] = s.round(s.mul(s.sub(t[i], a[i]), steps));
+    let (mut a, mut squares) = ([[zero; 4]; T], [zero; T]);
+    for t in 0..T {
+        let (v, inverse) = (load(s, x[t]), s.splat(inverse[t]));
+        for i in 0..4 {
+            a[t][i] = s.round(s.mul(v[i], inverse));
+            squares[t] = s.fma(a[t][i], a[t][i], squares[t]);
+        }
+        s.store_i8(a[t], &mut out.a[t]);
     }
-    store(s, a, &mut out.a[at]);
-    store(s, t, &mut out.fine[at]);
-    (out.delta[at], out.fine_delta[at], out.refined[at]) = (delta, delta * FINE, refined);
-    let (x, n, fine_n) = (halves(s, x), halves(s, a), halves(s, t));
+    out.n = halves(s, a);
+    let squares = sums(s, squares);
+    for t in 0..T {
+        out.refined[t] = out.delta[t] > 0.0 && squares[t] < REFINED_BELOW;
+        // Worked out in any case: whether it counts is as good as random, and a branch would be guessed wrong.
+        steps[t] = if out.refined[t] { 1.0 / FINE } else { 0.0 };
+        out.fine_delta[t] = out.delta[t] * FINE;
+    }
+    for t in 0..T {
+        let (v, inverse, steps) = (load(s, x[t]), s.splat(inverse[t]), s.splat(steps[t]));
+        for i in 0..4 {
+            a[t][i] = s.round(s.mul(s.sub(s.mul(v[i], inverse), a[t][i]), steps));
+        }
+        s.store_i8(a[t], &mut out.fine[t]);
+    }
+    out.fine_n = halves(s, a);
     for i in 0..3 {
-        (out.x[i][at], out.n[i][at], out.fine_n[i][at]) = (x[i], n[i], fine_n[i]);
-        out.lost[i][at] = x[i] - fine_n[i].mul_add(FINE, n[i]) * delta;
+        for t in 0..T {
+            out.lost[i][t] = out.x[i][t] - out.fine_n[i][t].mul_add(FINE, out.n[i][t]) * out.delta[t];
+        }
     }
 }
 
-/// Sums of the first half, of the last half, and of both.
 #[inline(always)]
-fn halves<S: Simd>(s: S, x: [S::F; 4]) -> [f32; 3] {
-    let (a, b) = (s.sum(s.add(x[0], x[1])), s.sum(s.add(x[2], x[3])));
-    [a, b, a + b]
+fn load<S: Simd>(s: S, x: &[f32; BLOCK_COLS]) -> [S::F; 4] {
+    let (x, _) = x.as_chunks::<LANES>();
+    [s.load(&x[0]), s.load(&x[1]), s.load(&x[2]), s.load(&x[3])]
 }
 
-/// Integers within +-127 as bytes.
+/// Sums of each token's first half, of its last half, and of both.
 #[inline(always)]
-fn store<S: Simd>(s: S, x: [S::F; 4], out: &mut [i8; BLOCK_COLS]) {
-    for (x, out) in x.into_iter().zip(out.as_chunks_mut().0) {
-        s.store_i8(x, out);
+fn halves<S: Simd, const T: usize>(s: S, x: [[S::F; 4]; T]) -> [[f32; T]; 3] {
+    let zero = s.splat(0.0);
+    let (mut first, mut second) = ([zero; T], [zero; T]);
+    for t in 0..T {
+        (first[t], second[t]) = (s.add(x[t][0], x[t][1]), s.add(x[t][2], x[t][3]));
     }
+    let (a, b) = (sums(s, first), sums(s, second));
+    let mut both = a;
+    for t in 0..T {
+        both[t] += b[t];
+    }
+    [a, b, both]
+}
+
+/// The sum of each.
+#[inline(always)]
+fn sums<S: Simd, const T: usize>(s: S, x: [S::F; T]) -> [f32; T] {
+    let mut out = [0.0; T];
+    let (many, few) = x.as_chunks();
+    let (many_out, few_out) = out.as_chunks_mut();
+    for (x, out) in many.iter().zip(many_out) {
+        s.store(s.sums_of(*x), out);
+    }
+    for (x, out) in few.iter().zip(few_out) {
+        *out = s.sum(*x);
+    }
+    out
 }

@@ -121,11 +121,10 @@ fn products(isa: Isa, h: &mut Hash) {
                 let m = Matrix::random(&mut rng, rows, cols, bits, group, kind);
                 let blocks = cols.div_ceil(32);
                 let (mut one, mut three) = (vec![Block::default(); blocks], vec![Block::default(); blocks]);
-                for t in 0..3 {
-                    let x = vector(&mut rng, cols);
-                    quantize(isa, &x, &mut three, t).unwrap();
-                    quantize(isa, &x, &mut one, 0).unwrap();
-                }
+                let x = [0; 3].map(|_| vector(&mut rng, cols));
+                let none: &[f32] = &[];
+                quantize(isa, [&x[0], &x[1], &x[2], none, none, none, none, none], &mut three).unwrap();
+                quantize(isa, [&x[2][..]], &mut one).unwrap();
                 let mut y = vec![[0.0; 32]; 3 * m.shape.tiles()];
                 product(isa, &m.view(), Tokens::Many(&three, 3), 0..m.shape.tiles(), true, &mut y).unwrap();
                 for y in y[..y.len() - 3].iter() {

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 fn one(isa: Isa, x: &[f32]) -> Vec<Block<1>> {
     let mut out = vec![Block::default(); x.len().div_ceil(32)];
-    quantize(isa, x, &mut out, 0).unwrap();
+    quantize(isa, [x], &mut out).unwrap();
     out
 }
 
@@ -18,14 +18,10 @@ fn one(isa: Isa, x: &[f32]) -> Vec<Block<1>> {
 fn products(isa: Isa, w: &Packed<'_>, tokens: &[Vec<f32>], tiles: usize, alone: bool) -> Vec<Vec<f32>> {
     let blocks = w.shape().cols.div_ceil(32);
     let mut many = vec![Block::default(); tokens.len().div_ceil(TOGETHER) * blocks];
-    // What other tokens have left in the places of those that are not there must not matter.
-    let mut others = vec![1.0; w.shape().cols];
-    others.iter_mut().step_by(32).for_each(|x| *x = 100.0);
-    for many in many.chunks_mut(blocks) {
-        (0..TOGETHER).for_each(|t| quantize(isa, &others, many, t).unwrap());
-    }
-    for (t, x) in tokens.iter().enumerate() {
-        quantize(isa, x, &mut many[t / TOGETHER * blocks..][..blocks], t % TOGETHER).unwrap();
+    for (x, many) in tokens.chunks(TOGETHER).zip(many.chunks_mut(blocks)) {
+        let mut together = [[].as_slice(); TOGETHER];
+        together.iter_mut().zip(x).for_each(|(t, x)| *t = x);
+        quantize(isa, together, many).unwrap();
     }
     let single = one(isa, &tokens[0]);
     let x = if alone { Tokens::One(&single) } else { Tokens::Many(&many, tokens.len()) };
@@ -171,9 +167,12 @@ fn empty_and_unfitting_inputs_are_errors_or_nothing() {
     assert!(run(x, 0..1, 2).is_err());
     assert!(run(many, 0..1, 2).is_err());
     assert!(run(x, 1..3, 2).is_err());
-    assert!(quantize(isa, &[1.0; 70], &mut [Block::<1>::default(); 2], 0).is_err());
-    assert!(quantize(isa, &[1.0; 70], &mut [Block::<1>::default(); 3], 1).is_err());
-    quantize::<1>(isa, &[], &mut [], 0).unwrap();
+    let (seventy, three) = (&[1.0; 70][..], &mut [Block::default(); 3]);
+    assert!(quantize(isa, [seventy], &mut [Block::default(); 2]).is_err());
+    assert!(quantize(isa, [seventy, &seventy[..69]], three).is_err());
+    quantize(isa, [seventy, &[]], three).unwrap();
+    quantize(isa, [&[], seventy], three).unwrap();
+    quantize(isa, [&[]], &mut []).unwrap();
     let planes = Matrix::random(&mut rng, 40, 70, 4, 32, HLQ[0]);
     let message = product(isa, &planes.view(), x, 0..2, true, &mut y).unwrap_err().to_string();
     assert!(message.contains("uniform"), "{message}");

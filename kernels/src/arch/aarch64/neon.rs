@@ -576,11 +576,13 @@ impl<L: Level> Simd for Neon<L> {
         [self.load(&x[0]), self.load(&x[1]), self.load(&x[2]), self.load(&x[3])]
     }
     #[inline(always)]
-    fn store_i8(self, v: F, out: &mut [i8; LANES]) {
-        op!({
-            let w = vcombine_s16(vmovn_s32(vcvtq_s32_f32(v.lo)), vmovn_s32(vcvtq_s32_f32(v.hi)));
-            vst1_s8(out.as_mut_ptr(), vmovn_s16(w));
-        });
+    fn store_i8(self, v: [F; 4], out: &mut [i8; 4 * LANES]) {
+        for (v, out) in v.into_iter().zip(out.as_chunks_mut::<LANES>().0) {
+            op!({
+                let w = vcombine_s16(vmovn_s32(vcvtq_s32_f32(v.lo)), vmovn_s32(vcvtq_s32_f32(v.hi)));
+                vst1_s8(out.as_mut_ptr(), vmovn_s16(w));
+            });
+        }
     }
 
     #[inline(always)]

@@ -181,6 +181,33 @@ impl Simd for Avx2 {
             _mm_cvtss_f32(_mm_add_ss(h, _mm_movehdup_ps(h)))
         })
     }
+    /// The same tree for eight at once: each step adds up the halves, quarters, eighths of two registers.
+    #[inline(always)]
+    fn sums_of(self, v: [__m256; LANES]) -> __m256 {
+        let mut quarters = [self.splat(0.0); 2];
+        for (q, v) in quarters.iter_mut().zip(v.as_chunks::<4>().0) {
+            op!({
+                let a = _mm256_castps_pd(_mm256_add_ps(
+                    _mm256_permute2f128_ps::<0x20>(v[0], v[1]),
+                    _mm256_permute2f128_ps::<0x31>(v[0], v[1]),
+                ));
+                let b = _mm256_castps_pd(_mm256_add_ps(
+                    _mm256_permute2f128_ps::<0x20>(v[2], v[3]),
+                    _mm256_permute2f128_ps::<0x31>(v[2], v[3]),
+                ));
+                *q = _mm256_add_ps(
+                    _mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
+                    _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)),
+                );
+            });
+        }
+        let [a, b] = quarters;
+        op!({
+            let all =
+                _mm256_add_ps(_mm256_shuffle_ps::<0b10_00_10_00>(a, b), _mm256_shuffle_ps::<0b11_01_11_01>(a, b));
+            _mm256_permutevar8x32_ps(all, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
+        })
+    }
     #[inline(always)]
     fn hmax(self, v: __m256) -> f32 {
         op!({
@@ -334,11 +361,18 @@ impl Simd for Avx2 {
         [self.load(&x[0]), self.load(&x[1]), self.load(&x[2]), self.load(&x[3])]
     }
     #[inline(always)]
-    fn store_i8(self, v: __m256, out: &mut [i8; LANES]) {
+    fn store_i8(self, v: [__m256; 4], out: &mut [i8; 4 * LANES]) {
         op!({
-            let w = _mm256_cvtps_epi32(v);
-            let w = _mm_packs_epi32(_mm256_castsi256_si128(w), _mm256_extracti128_si256::<1>(w));
-            _mm_storel_epi64(out.as_mut_ptr().cast(), _mm_packs_epi16(w, w));
+            let [a, b, c, d] = [
+                _mm256_cvtps_epi32(v[0]),
+                _mm256_cvtps_epi32(v[1]),
+                _mm256_cvtps_epi32(v[2]),
+                _mm256_cvtps_epi32(v[3]),
+            ];
+            // Packing goes by halves of 128 bits: fours of a, b, c, d, and then their other fours.
+            let x = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+            let x = _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), x);
         });
     }
 

@@ -183,10 +183,11 @@ impl Simd for Avx512 {
         fn round(a: Self::F) -> Self::F;
         fn exp2i(n: Self::F) -> Self::F;
         fn sum(v: Self::F) -> f32;
+        fn sums_of(v: [Self::F; LANES]) -> Self::F;
         fn hmax(v: Self::F) -> f32;
         fn tuples(x: &[f32; 4 * LANES]) -> Self::F;
         fn prefetch(at: &[u8], ahead: usize);
-        fn store_i8(v: Self::F, out: &mut [i8; LANES]);
+        fn store_i8(v: [Self::F; 4], out: &mut [i8; 4 * LANES]);
     }
 
     #[inline(always)]
