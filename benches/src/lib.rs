@@ -112,7 +112,7 @@ impl Product {
         }
     }
 
-    /// Rows of some tiles; `y` has all of theirs, for each token that was prepared: `[tile][token]`.
+    /// Rows of some tiles; `y` has all of theirs, for each token that was prepared: `[token][tile]`.
     ///
     /// # Panics
     /// When `y` has another length.

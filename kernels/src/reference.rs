@@ -43,40 +43,28 @@ pub fn gemv_lut(w: &Packed<'_>, x: &[f32]) -> Vec<f32> {
 /// `w`, which is of a uniform kind.
 pub fn product(w: &Packed<'_>, x: &[f32]) -> Vec<f32> {
     // 32 columns share a scale, also where a group has only 16.
-    let delta: Vec<f32> = x.chunks(32).map(|x| dot_scale(x).1).collect();
-    let in_scale = |x: &[f32]| -> Vec<f32> {
-        let (inverse, _) = dot_scale(x);
-        x.iter().map(|v| if inverse == 0.0 { 0.0 } else { v * inverse }).collect()
-    };
-    let scaled: Vec<f32> = x.chunks(32).flat_map(in_scale).collect();
-    let whole: Vec<i32> = scaled.iter().map(|t| t.round_ties_even() as i32).collect();
-    let lost = |t: &f32| ((t - t.round_ties_even()) * 254.0).round_ties_even() as i32;
-    let squares = |block: &[i32]| block.iter().map(|a| a * a).sum::<i32>() as f32;
-    let fine_of = |(t, a): (&[f32], &[i32])| -> Vec<i32> {
-        let refined = squares(a) < 127.0 * 127.0 * 32.0 / (3.5 * 3.5);
-        t.iter().map(|t| if refined { lost(t) } else { 0 }).collect()
-    };
-    let fine: Vec<i32> = scaled.chunks(32).zip(whole.chunks(32)).flat_map(fine_of).collect();
+    let blocks: Vec<_> = x.chunks(32).map(dot_block).collect();
+    let whole: Vec<i32> = blocks.iter().flat_map(|b| b.a.clone()).collect();
     let center = w.kind().center().map_or(1 << (w.planes() - 1), i32::from);
     let step = w.group().min(32);
     rows(w, x, |mut acc, r, g, _, codes| {
         let (d, from) = (w.coefficient(r, g, 0), g * w.group());
         for (i, codes) in codes.chunks(step).enumerate() {
             let at = from + i * step;
-            let dot =
-                |a: &[i32]| codes.iter().zip(&a[at..]).map(|(c, a)| i32::from(*c) * a).sum::<i32>() as f32;
-            let sum = |a: &[i32]| a[at..at + codes.len()].iter().sum::<i32>() as f32;
-            let delta = delta[at / 32];
-            let all = x[at..at + codes.len()].chunks(16).map(lane_sum).fold(0.0, |sum, x| sum + x);
-            let lost = all - sum(&fine).mul_add(1.0 / 254.0, sum(&whole)) * delta;
+            let (block, columns) = (&blocks[at / 32], at..at + codes.len());
+            let dot = codes.iter().zip(&whole[at..]).map(|(c, a)| i32::from(*c) * a).sum::<i32>() as f32;
+            let sum = whole[columns.clone()].iter().sum::<i32>() as f32;
+            let all = x[columns.clone()].chunks(16).map(lane_sum).fold(0.0, |sum, x| sum + x);
+            let top = at / 32 * 32 + block.at;
+            let (largest, code) =
+                if columns.contains(&top) { (block.largest, codes[top - at]) } else { (0.0, 0) };
+            let lost = all - sum.mul_add(block.delta, largest);
             let minimum = w.kind().center().is_none();
             let off = if minimum { lost } else { lost - all };
-            acc = d.mul_add(dot(&whole).mul_add(delta, center as f32 * off), acc);
+            let others = f32::from(code).mul_add(largest, center as f32 * off);
+            acc = d.mul_add(dot.mul_add(block.delta, others), acc);
             if minimum {
                 acc = w.coefficient(r, g, 1).mul_add(all, acc);
-            }
-            if fine[at / 32 * 32..].iter().take(32).any(|f| *f != 0) {
-                acc = d.mul_add(dot(&fine) * (delta * (1.0 / 254.0)), acc);
             }
         }
         acc
@@ -99,13 +87,26 @@ fn rows(w: &Packed<'_>, x: &[f32], step: impl Fn(f32, usize, usize, &[f32], &[u8
         .collect()
 }
 
-/// `(1 / delta, delta)` of a block of activations that are to be bytes.
-fn dot_scale(x: &[f32]) -> (f32, f32) {
-    let m = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+/// Activations under one scale, all but the largest.
+struct DotBlock {
+    a: Vec<i32>,
+    delta: f32,
+    at: usize,
+    largest: f32,
+}
+
+fn dot_block(x: &[f32]) -> DotBlock {
     if !x.iter().all(|x| x.is_finite()) {
-        return (0.0, f32::NAN);
+        return DotBlock { a: vec![0; x.len()], delta: f32::NAN, at: 0, largest: 0.0 };
     }
-    if m < 1e-30 { (0.0, 0.0) } else { (127.0 / m, m * (1.0 / 127.0)) }
+    let max = |x: &[f32]| x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    let at = x.iter().position(|v| v.abs() == max(x)).unwrap_or(0);
+    let mut others = x.to_vec();
+    others[at] = 0.0;
+    let m = max(&others);
+    let (inverse, delta) = if m < 1e-30 { (0.0, 0.0) } else { (127.0 / m, m * (1.0 / 127.0)) };
+    let a = others.iter().map(|x| (x * inverse).round_ties_even() as i32).collect();
+    DotBlock { a, delta, at, largest: x[at] }
 }
 
 /// `(1 / delta, delta)` of a chunk of activations.

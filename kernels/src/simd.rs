@@ -40,6 +40,8 @@ pub(crate) trait Simd: Copy {
     type Dots: Copy;
     /// The same for two tokens.
     type Pair: Copy;
+    /// Whether products with many tokens are made for two of them at once.
+    const PAIRS: bool;
 
     /// Runs `k` inside a function that has this token's instructions enabled.
     fn vectorize<K: Kernel>(self, k: K) -> K::Output;
@@ -146,16 +148,25 @@ pub(crate) trait Simd: Copy {
 
     /// 32 floats from memory.
     fn rows_load(self, x: &[f32; TILE]) -> Self::Rows;
+    /// Where the first number is whose magnitude is `m`; 0 if there is none.
+    #[inline(always)]
+    fn position(self, x: &[f32; 4 * LANES], m: f32) -> usize {
+        x.iter().position(|x| x.abs() == m).unwrap_or(0)
+    }
     /// 32 integers within +-127 as bytes.
     fn store_i8(self, v: [Self::F; 4], out: &mut [i8; 4 * LANES]);
 
     /// 4 bytes of each row, in order.
     fn codes(self, x: &[u8; 4 * TILE]) -> Self::Codes;
+    /// The bytes again.
+    fn codes_store(self, c: Self::Codes, out: &mut [u8; 4 * TILE]);
     /// Every byte shifted to the right by `shift` (to the left where that is negative; -7 to 7), then masked. What is
     /// shifted across a byte's end must be masked out.
     fn codes_field(self, c: Self::Codes, shift: i32, mask: u8) -> Self::Codes;
     /// `a | b`
     fn codes_or(self, a: Self::Codes, b: Self::Codes) -> Self::Codes;
+    /// Every row's code number `i` of 4, below 256 and exactly widened.
+    fn code_at(self, c: Self::Codes, i: usize) -> Self::Rows;
     /// No products added yet.
     fn dots_zero(self) -> Self::Dots;
     /// Adds 4 products, of codes below `2^BITS` with activations within +-127, to each row's sum; to one sum at most

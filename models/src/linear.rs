@@ -174,7 +174,7 @@ impl Linear {
     }
 
     /// The products of `rows`, which start at a tile, with tokens `0..n` of `x`. `put(token, row, values)`
-    /// receives up to 32 consecutive rows at a time, bias included.
+    /// receives consecutive rows, bias included.
     ///
     /// # Panics
     /// If `x` was not made for this matrix: a mistake of the model's code, not of its file.
@@ -196,7 +196,8 @@ impl Linear {
                 let tiles = rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS);
                 let Some(shape) = w.table_shape() else {
                     let mut put = |token, at: usize, y: &mut [f32]| {
-                        let y = &mut y[..(rows.end - at).min(TILE_ROWS)];
+                        let count = y.len().min(rows.end - at);
+                        let y = &mut y[..count];
                         bias(at, y);
                         put(token, at, y);
                     };
@@ -240,7 +241,7 @@ impl Linear {
     }
 
     /// [`dot::product`] by portions of tokens and tiles that keep their products in L1; `put(token, row, values)`
-    /// receives all 32 rows of a tile. A portion is `P` tiles times tokens, so that no more is cleared than is needed.
+    /// receives all rows of some tiles. A portion is `P` tiles times tokens, so that no more is cleared than is needed.
     fn dot_products<const P: usize>(
         &self,
         isa: Isa,
@@ -267,9 +268,8 @@ impl Linear {
                 };
                 let y = &mut y[..tiles.len() * tokens.len()];
                 dot::product(isa, view, x, tiles.clone(), first == 0, y)?;
-                for (i, y) in y.iter_mut().enumerate() {
-                    let tile = tiles.start + i / tokens.len();
-                    put(tokens.start + i % tokens.len(), tile * TILE_ROWS, y);
+                for (token, y) in tokens.zip(y.chunks_mut(tiles.len())) {
+                    put(token, tiles.start * TILE_ROWS, y.as_flattened_mut());
                 }
             }
         }
@@ -308,7 +308,7 @@ pub(crate) fn multiply_add(
     stage(pool, isa, n, x, [mat], [out], |y, out| out.iter_mut().zip(y).for_each(|(o, y)| *o += y));
 }
 
-/// Claims the chunks of all matrices; `store` puts up to 32 products where they belong.
+/// Claims the chunks of all matrices; `store` puts consecutive products where they belong.
 fn stage<const M: usize>(
     pool: &mut Pool,
     isa: Isa,

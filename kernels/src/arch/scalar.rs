@@ -35,6 +35,7 @@ impl Simd for Scalar {
     type Codes = [[u8; 4]; TILE];
     type Dots = [i32; TILE];
     type Pair = [[i32; TILE]; 2];
+    const PAIRS: bool = false;
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, k: K) -> K::Output {
@@ -203,12 +204,20 @@ impl Simd for Scalar {
         core::array::from_fn(|r| x.as_chunks().0[r])
     }
     #[inline(always)]
+    fn codes_store(self, c: Self::Codes, out: &mut [u8; 4 * TILE]) {
+        out.copy_from_slice(c.as_flattened());
+    }
+    #[inline(always)]
     fn codes_field(self, c: Self::Codes, shift: i32, mask: u8) -> Self::Codes {
         c.map(|c| c.map(|c| (if shift < 0 { c << -shift } else { c >> shift }) & mask))
     }
     #[inline(always)]
     fn codes_or(self, a: Self::Codes, b: Self::Codes) -> Self::Codes {
         core::array::from_fn(|r| core::array::from_fn(|i| a[r][i] | b[r][i]))
+    }
+    #[inline(always)]
+    fn code_at(self, c: Self::Codes, i: usize) -> Self::Rows {
+        c.map(|c| f32::from(c[i]))
     }
     #[inline(always)]
     fn dots_zero(self) -> [i32; TILE] {

@@ -1,14 +1,13 @@
-//! Activations as integers, 32 under one scale: 8 bits, and 8 bits more of what rounding to the first ones lost.
+//! Activations as integers of 8 bits, 32 under one scale: all but the largest, which stays as it is.
 //!
 //! ```text
-//! m = max |x|      delta = m (1 / 127)      t = x * (127 / m)      a = round(t)      fine = round(254 (t - a))
-//! x = delta (a + fine / 254)            to nearest even, all within +-127
+//! m = max |x| of the others     delta = m (1 / 127)     a = round(x (127 / m))     to nearest even, within +-127
 //! ```
 //!
-//! Rounding to 8 bits hurts where one activation is far above the others, whose steps it makes coarse. Only such blocks,
-//! whose largest magnitude is above 3.5 times their root mean square, have a fine part: a third of SmolLM2's, and the
-//! change of its tokens' probabilities falls from 1.3 to 0.4 % (RMS; `docs/speed.md`). A block of all (nearly) zeros has `delta = 0`; one with an
-//! infinite or NaN activation has `delta = NaN`, so that every output that uses it is NaN, on every tier.
+//! A scale that had to reach the largest activation would make the others' steps coarse: in blocks of 32 it is often
+//! several times as large as the next. Multiplied apart, in f32, it costs a product a twelfth, and the change of tokens'
+//! probabilities is less than half (`docs/speed.md`). A block whose others are all (nearly) zeros has `delta = 0`; one
+//! with an infinite or NaN activation has `delta = NaN`, so that every output that uses it is NaN, on every tier.
 
 use crate::error::{Error, Result};
 use crate::isa::Isa;
@@ -22,24 +21,20 @@ use crate::simd::{Kernel, LANES, Simd};
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct Block<const T: usize> {
-    /// The integers, within +-127; zero behind the last activation.
+    /// The integers, within +-127; zero where the largest activation is, and behind the last.
     pub(crate) a: [[i8; BLOCK_COLS]; T],
     /// What 1 stands for.
     pub(crate) delta: [f32; T],
+    /// Where the largest activation is, below 32.
+    pub(crate) at: [u8; T],
+    /// The largest activation, in those of the three sums that it belongs to; 0 in the other.
+    pub(crate) largest: [[f32; T]; 3],
     /// Sums of the activations, in f32: 8 lanes and one tree.
     pub(crate) x: [[f32; T]; 3],
-    /// Sums of what is not in the integers: `x - delta (n + fine_n / 254)`.
+    /// Sums of what rounding took off: `x - (delta n + largest)`.
     pub(crate) lost: [[f32; T]; 3],
     /// Sums of the integers, exact.
     pub(crate) n: [[f32; T]; 3],
-    /// Whether there is a fine part.
-    pub(crate) refined: [bool; T],
-    /// What the integers lack, in steps of 1/254; zeros where there is no fine part.
-    pub(crate) fine: [[i8; BLOCK_COLS]; T],
-    /// What 1 of the fine ones stands for.
-    pub(crate) fine_delta: [f32; T],
-    /// Sums of the fine ones, exact.
-    pub(crate) fine_n: [[f32; T]; 3],
 }
 
 impl<const T: usize> Default for Block<T> {
@@ -47,13 +42,11 @@ impl<const T: usize> Default for Block<T> {
         Block {
             a: [[0; BLOCK_COLS]; T],
             delta: [0.0; T],
+            at: [0; T],
+            largest: [[0.0; T]; 3],
             x: [[0.0; T]; 3],
             lost: [[0.0; T]; 3],
             n: [[0.0; T]; 3],
-            refined: [false; T],
-            fine: [[0; BLOCK_COLS]; T],
-            fine_delta: [0.0; T],
-            fine_n: [[0.0; T]; 3],
         }
     }
 }
@@ -73,11 +66,12 @@ pub enum Tokens<'a> {
     Many(&'a [Block<TOGETHER>], usize),
 }
 
-/// A fine step, of one of the others.
-const FINE: f32 = 1.0 / 254.0;
-
-/// A block is refined whose integers have a smaller sum of squares: exact, and so the same everywhere.
-const REFINED_BELOW: f32 = 127.0 * 127.0 * BLOCK_COLS as f32 / (3.5 * 3.5);
+/// Ones around a zero: from `BLOCK_COLS - 1 - i` on, all but number `i`.
+const ALL_BUT_ONE: [f32; 2 * BLOCK_COLS] = {
+    let mut ones = [1.0; 2 * BLOCK_COLS];
+    ones[BLOCK_COLS - 1] = 0.0;
+    ones
+};
 
 /// Rounds the activations `x` of `T` tokens to blocks of 32; the last one is filled up with zeros. A token without any
 /// activations, where others have some, gets blocks of zeros.
@@ -130,63 +124,64 @@ impl<const T: usize> Kernel for Quantize<'_, T> {
 #[inline(always)]
 fn block<S: Simd, const T: usize>(s: S, mut x: [&[f32; BLOCK_COLS]; T], out: &mut Block<T>) {
     let zero = s.splat(0.0);
-    let (mut m, mut v) = ([0.0; T], [[zero; 4]; T]);
+    let mut v = [[zero; 4]; T];
     for t in 0..T {
         v[t] = load(s, x[t]);
-        let mut most = zero;
-        for v in v[t] {
-            most = s.max(s.max(v, s.sub(zero, v)), most);
-        }
-        m[t] = s.hmax(most);
     }
     out.x = halves(s, v);
-    let (mut inverse, mut steps, mut finite) = ([0.0; T], [0.0; T], true);
-    for t in 0..T {
-        // Below 1e-30 the inverse would leave f32's range, and the products f32's precision.
-        let some = m[t] >= 1e-30;
-        let i = 127.0 / m[t];
-        inverse[t] = if some { i } else { 0.0 };
-        out.delta[t] = if some { m[t] * (1.0 / 127.0) } else { 0.0 };
-        finite &= out.x[ALL][t].is_finite();
+    let mut finite = true;
+    for x in out.x[ALL] {
+        finite &= x.is_finite();
     }
+    let mut poison = [0.0; T];
     if !finite {
         for t in 0..T {
             // The sum may be infinite without one of the activations.
             if x[t].iter().any(|x| !x.is_finite()) {
-                (x[t], inverse[t], out.delta[t]) = (&[0.0; BLOCK_COLS], 0.0, f32::NAN);
+                (x[t], poison[t]) = (&[0.0; BLOCK_COLS], f32::NAN);
             }
         }
     }
-    let (mut a, mut squares) = ([[zero; 4]; T], [zero; T]);
+    let mut inverse = [0.0; T];
+    out.largest = [[0.0; T]; 3];
     for t in 0..T {
-        let (v, inverse) = (load(s, x[t]), s.splat(inverse[t]));
+        let all = load(s, x[t]);
+        let at = s.position(x[t], max_abs(s, all));
+        (out.at[t], out.largest[at / 16][t], out.largest[ALL][t]) = (at as u8, x[t][at], x[t][at]);
+        let others = ALL_BUT_ONE[BLOCK_COLS - 1 - at..].first_chunk().unwrap_or(x[t]);
+        let others = load(s, others);
         for i in 0..4 {
-            a[t][i] = s.round(s.mul(v[i], inverse));
-            squares[t] = s.fma(a[t][i], a[t][i], squares[t]);
+            v[t][i] = s.mul(all[i], others[i]);
         }
-        s.store_i8(a[t], &mut out.a[t]);
-    }
-    out.n = halves(s, a);
-    let squares = sums(s, squares);
-    for t in 0..T {
-        out.refined[t] = out.delta[t] > 0.0 && squares[t] < REFINED_BELOW;
-        // Worked out in any case: whether it counts is as good as random, and a branch would be guessed wrong.
-        steps[t] = if out.refined[t] { 1.0 / FINE } else { 0.0 };
-        out.fine_delta[t] = out.delta[t] * FINE;
+        let m = max_abs(s, v[t]);
+        // Below 1e-30 the inverse would leave f32's range, and the products f32's precision.
+        inverse[t] = if m < 1e-30 { 0.0 } else { 127.0 / m };
+        out.delta[t] = if m < 1e-30 { 0.0 } else { m * (1.0 / 127.0) } + poison[t];
     }
     for t in 0..T {
-        let (v, inverse, steps) = (load(s, x[t]), s.splat(inverse[t]), s.splat(steps[t]));
-        for i in 0..4 {
-            a[t][i] = s.round(s.mul(s.sub(s.mul(v[i], inverse), a[t][i]), steps));
+        let inverse = s.splat(inverse[t]);
+        for v in &mut v[t] {
+            *v = s.round(s.mul(*v, inverse));
         }
-        s.store_i8(a[t], &mut out.fine[t]);
+        s.store_i8(v[t], &mut out.a[t]);
     }
-    out.fine_n = halves(s, a);
+    out.n = halves(s, v);
     for i in 0..3 {
         for t in 0..T {
-            out.lost[i][t] = out.x[i][t] - out.fine_n[i][t].mul_add(FINE, out.n[i][t]) * out.delta[t];
+            out.lost[i][t] = out.x[i][t] - out.n[i][t].mul_add(out.delta[t], out.largest[i][t]);
         }
     }
+}
+
+/// The largest magnitude.
+#[inline(always)]
+fn max_abs<S: Simd>(s: S, x: [S::F; 4]) -> f32 {
+    let zero = s.splat(0.0);
+    let mut most = zero;
+    for x in x {
+        most = s.max(s.max(x, s.sub(zero, x)), most);
+    }
+    s.hmax(most)
 }
 
 #[inline(always)]

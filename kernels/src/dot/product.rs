@@ -6,14 +6,13 @@
 //!     codes of 4 columns at a time, out of their fields
 //!     for each token
 //!       S = sum of code a                                          exact
-//!       y = y + d (delta S + c lost)                               c is the middle of all codes
+//!       y = y + d (k largest + c lost + delta S)                   k is the largest activation's code
 //!       y = y + m X                                                in the kinds with a minimum
-//!       y = y + d (delta / 254 F)                                  F is S of the fine part, if there is one
 //! ```
 //!
-//! `lost` is what rounding took off the sum `X` of the activations: the middle code times it is given back, so that an
-//! error of rounding is multiplied by a code's distance from the middle only. Kinds without a minimum have codes around
-//! their center `C` instead: `y = y + d (delta S + C (lost - X))`.
+//! `lost` is what rounding took off the sum `X` of the activations: the middle of all codes `c` times it is given back, so
+//! that an error of rounding is multiplied by a code's distance from the middle only. Kinds without a minimum have codes
+//! around their center `C` instead, and `C (lost - X)`.
 //!
 //! With one token the sums stay in registers and each code is used as it is unpacked; with many, the codes of a
 //! block are unpacked once for all of them.
@@ -24,8 +23,8 @@
 //! of 8 bits 128 is taken off first, and added again to the sums.
 //!
 //! # Order of f32 operations (the bit contract)
-//! Per row and token, steps ascending, as above: `t = fma(S, delta, c * lost)`, `y = fma(d, t, y)`,
-//! `y = fma(m, X, y)`, `y = fma(d, F * fine_delta, y)`. `reference::product` is this order, one weight at a time.
+//! Per row and token, steps ascending, as above: `t = fma(k, largest, c * lost)`, `t = fma(S, delta, t)`,
+//! `y = fma(d, t, y)`, `y = fma(m, X, y)`. `reference::product` is this order, one weight at a time.
 
 use super::activations::{ALL, Block, TOGETHER, Tokens};
 use crate::error::{Error, Result};
@@ -54,7 +53,7 @@ const PREFETCH_PARAMS: usize = 2048;
 
 /// `y = W x` for the rows of some tiles and up to [`MAX_TOKENS`] tokens; `w` is of a uniform kind.
 ///
-/// `y` is `[tile][token][32 rows]` and is overwritten; what rows get that the matrix does not have means nothing.
+/// `y` is `[token][tile][32 rows]` and is overwritten; what rows get that the matrix does not have means nothing.
 /// `first_use` says that these tiles probably come from memory, not from a cache: a hint, without influence on the result.
 ///
 /// # Errors
@@ -177,128 +176,121 @@ impl<const BITS: usize> Kernel for Many<'_, BITS> {
         let Many { p, x, tokens } = self;
         p.y.as_flattened_mut().fill(0.0);
         let blocks = x.len() / tokens.div_ceil(TOGETHER);
-        for (i, y) in p.y.chunks_mut(TILES * tokens).enumerate() {
-            let mut tiles = [Tile::<BITS>::new(p.w, p.first + i * TILES); TILES];
-            let count = y.len() / tokens;
+        let stride = p.y.len() / tokens;
+        for first in (0..stride).step_by(TILES) {
+            let mut tiles = [Tile::<BITS>::new(p.w, p.first + first); TILES];
+            let count = TILES.min(stride - first);
             for j in 1..count {
-                tiles[j] = Tile::new(p.w, p.first + i * TILES + j);
+                tiles[j] = Tile::new(p.w, p.first + first + j);
             }
             for b in 0..blocks {
-                let x = Column::new(x, blocks, b, tokens, &tiles[0]);
-                for (tile, y) in tiles.iter().zip(y.chunks_exact_mut(tokens)) {
-                    tile.columns(s, b, &x, y);
+                let x = Column::new(&x[b..], blocks, &tiles[0]);
+                for (j, tile) in tiles[..count].iter().enumerate() {
+                    tile.columns(s, b, &x, Products { y: p.y, tile: first + j, stride });
                 }
             }
         }
     }
+}
+
+/// Where a tile's products are: every token has `stride` tiles of them.
+struct Products<'a> {
+    y: &'a mut [[f32; TILE_ROWS]],
+    tile: usize,
+    stride: usize,
 }
 
 /// One block of columns of all tokens' activations.
 struct Column<'a> {
+    /// The blocks of 8 tokens each, `blocks` apart.
     x: &'a [Block<TOGETHER>],
     blocks: usize,
-    /// The middle code times what it gives back, of each of the block's three sums and each token.
-    off: [[f32; MAX_TOKENS]; 3],
-    /// Tokens that have a fine part.
-    refined: [usize; MAX_TOKENS],
-    refined_count: usize,
+    /// [`Tile::off`] of each of the block's three sums and each token.
+    off: [[[f32; TOGETHER]; MAX_TOKENS / TOGETHER]; 3],
 }
 
 impl<'a> Column<'a> {
-    /// Block `b` of `blocks`, for a matrix of the kind of `tile`. Behind the last of the tokens may lie what others
-    /// have left.
+    /// The first of every `blocks` blocks of `x`, for a matrix of the kind of `tile`.
     #[inline(always)]
-    fn new<const BITS: usize>(
-        x: &'a [Block<TOGETHER>],
-        blocks: usize,
-        b: usize,
-        tokens: usize,
-        tile: &Tile<'_, BITS>,
-    ) -> Self {
-        let x = &x[b..];
+    fn new<const BITS: usize>(x: &'a [Block<TOGETHER>], blocks: usize, tile: &Tile<'_, BITS>) -> Self {
         let sums = if tile.halves { 0..ALL } else { ALL..ALL + 1 };
-        let mut off = [[0.0; MAX_TOKENS]; 3];
-        let (mut refined, mut refined_count) = ([0; MAX_TOKENS], 0);
-        for (i, x) in x.iter().step_by(blocks).enumerate().take(MAX_TOKENS / TOGETHER) {
-            for h in sums.clone() {
+        let mut off = [[[0.0; TOGETHER]; MAX_TOKENS / TOGETHER]; 3];
+        for h in sums {
+            for (off, x) in off[h].iter_mut().zip(x.iter().step_by(blocks)) {
                 for t in 0..TOGETHER {
-                    off[h][i * TOGETHER + t] = tile.off(x, t, h);
+                    off[t] = tile.off(x, t, h);
                 }
             }
-            for t in 0..TOGETHER {
-                // Written in any case: whether it counts is as good as random, and a branch would be guessed wrong.
-                let token = i * TOGETHER + t;
-                refined[refined_count % MAX_TOKENS] = token;
-                refined_count += usize::from(x.refined[t] & (token < tokens));
-            }
         }
-        Column { x, blocks, off, refined, refined_count }
-    }
-
-    /// The blocks, of 8 tokens each.
-    #[inline(always)]
-    fn together(&self) -> impl Iterator<Item = &'a Block<TOGETHER>> {
-        self.x.iter().step_by(self.blocks)
-    }
-
-    /// The block of a token, and its place in it.
-    #[inline(always)]
-    fn token(&self, t: usize) -> (&'a Block<TOGETHER>, usize) {
-        (&self.x[t / TOGETHER * self.blocks], t % TOGETHER)
-    }
-
-    fn refined(&self) -> &[usize] {
-        &self.refined[..self.refined_count]
+        Column { x, blocks, off }
     }
 }
 
-/// Adds one step's products to all tokens', two at a time: both use a code while it is in a register. `MINIMUM` says
-/// whether the kind has one: a branch in the loop would keep the compiler from mixing the two tokens' operations.
+/// Adds one step's products to all tokens'. `MINIMUM` says whether the kind has one: a branch in the loop would keep the
+/// compiler from mixing the tokens' operations.
 #[inline(always)]
 fn tokens<S: Simd, const BITS: usize, const N: usize, const MINIMUM: bool>(
     s: S,
     codes: &[S::Codes; QUADS],
+    lines: &Lines,
     half: usize,
     c: &Coefficients<S>,
     x: &Column<'_>,
-    y: &mut [[f32; TILE_ROWS]],
+    y: &mut Products<'_>,
 ) {
     let h = sums_of::<N>(half);
-    let off = x.off[h].as_chunks::<TOGETHER>().0;
-    for ((x, off), y) in x.together().zip(off).zip(y.chunks_mut(TOGETHER)) {
-        let (pairs, last) = y.as_chunks_mut::<2>();
-        for (i, y) in pairs.iter_mut().enumerate().take(TOGETHER / 2) {
+    let together = x.x.iter().step_by(x.blocks).zip(&x.off[h]);
+    for ((x, off), ys) in together.zip(y.y.chunks_mut(TOGETHER * y.stride)) {
+        if !S::PAIRS {
+            for (t, y) in ys[y.tile..].iter_mut().step_by(y.stride).enumerate().take(TOGETHER) {
+                let sums = sums::<S, BITS, N>(s, codes, half, &x.a[t], x.n[h][t]);
+                let others = lines.others(s, x, t, h, off);
+                let acc = c.add::<MINIMUM, _>(s, sums, others, x, t, h, s.rows_load(y));
+                s.rows_store(acc, y);
+            }
+            continue;
+        }
+        for (i, ys) in ys.chunks_mut(2 * y.stride).enumerate().take(TOGETHER / 2) {
             let t = 2 * i;
-            let n = [x.n[h][t], x.n[h][t + 1]];
-            let sums = pair_sums::<S, BITS, N>(s, codes, half, [&x.a[t], &x.a[t + 1]], n);
-            for i in 0..2 {
-                let t = t + i;
-                let acc = s.rows_load(&y[i]);
-                let acc = c.add::<MINIMUM>(s, sums[i], x.delta[t], off[t], x.x[h][t], acc);
-                s.rows_store(acc, &mut y[i]);
+            if let Ok([y0, y1]) = ys.get_disjoint_mut([y.tile, y.tile + y.stride]) {
+                let others = [lines.others(s, x, t, h, off), lines.others(s, x, t + 1, h, off)];
+                let n = [x.n[h][t], x.n[h][t + 1]];
+                let sums = pair_sums::<S, BITS, N>(s, codes, half, [&x.a[t], &x.a[t + 1]], n);
+                let [mut acc0, mut acc1] = [s.rows_load(y0), s.rows_load(y1)];
+                acc0 = c.add::<MINIMUM, _>(s, sums[0], others[0], x, t, h, acc0);
+                acc1 = c.add::<MINIMUM, _>(s, sums[1], others[1], x, t + 1, h, acc1);
+                s.rows_store(acc0, y0);
+                s.rows_store(acc1, y1);
+            } else if let Some(y) = ys.get_mut(y.tile) {
+                let sums = sums::<S, BITS, N>(s, codes, half, &x.a[t], x.n[h][t]);
+                let others = lines.others(s, x, t, h, off);
+                let acc = c.add::<MINIMUM, _>(s, sums, others, x, t, h, s.rows_load(y));
+                s.rows_store(acc, y);
             }
         }
-        for y in last {
-            let t = pairs.len() * 2 % TOGETHER;
-            let sums = sums::<S, BITS, N>(s, codes, half, &x.a[t], x.n[h][t]);
-            let acc = c.add::<MINIMUM>(s, sums, x.delta[t], off[t], x.x[h][t], s.rows_load(y));
-            s.rows_store(acc, y);
-        }
     }
-    let (pairs, last) = x.refined().as_chunks::<2>();
-    for ts in pairs {
-        let [(x0, t0), (x1, t1)] = [x.token(ts[0]), x.token(ts[1])];
-        let n = [x0.fine_n[h][t0], x1.fine_n[h][t1]];
-        let sums = pair_sums::<S, BITS, N>(s, codes, half, [&x0.fine[t0], &x1.fine[t1]], n);
-        for (i, (x, t)) in [(x0, t0), (x1, t1)].into_iter().enumerate() {
-            let y = &mut y[ts[i]];
-            s.rows_store(c.add_fine(s, sums[i], x.fine_delta[t], s.rows_load(y)), y);
-        }
-    }
-    for at in last {
-        let ((x, t), y) = (x.token(*at), &mut y[*at]);
-        let sums = sums::<S, BITS, N>(s, codes, half, &x.fine[t], x.fine_n[h][t]);
-        s.rows_store(c.add_fine(s, sums, x.fine_delta[t], s.rows_load(y)), y);
+}
+
+/// The codes of a block of columns in memory, by quads, for a column that is only known at run time; in whole cache lines,
+/// as loads across their borders take twice as long.
+#[repr(align(64))]
+struct Lines([[u8; UNIT_BYTES]; QUADS]);
+
+impl Lines {
+    /// What token `t` of `x` has beside the sums of its integers: its largest activation's products, and `off`, which is
+    /// [`Tile::off`].
+    #[inline(always)]
+    fn others<S: Simd>(
+        &self,
+        s: S,
+        x: &Block<TOGETHER>,
+        t: usize,
+        h: usize,
+        off: &[f32; TOGETHER],
+    ) -> S::Rows {
+        let at = usize::from(x.at[t]);
+        let codes = s.code_at(s.codes(&self.0[at / 4 % QUADS]), at % 4);
+        s.rows_fma(codes, s.rows_splat(x.largest[h][t]), s.rows_splat(off[t]))
     }
 }
 
@@ -350,27 +342,23 @@ struct Coefficients<S: Simd> {
 }
 
 impl<S: Simd> Coefficients<S> {
-    /// `acc` plus one step's products with a token: `sums` in steps of `delta`, `off` is [`Tile::off`], `all` the
-    /// sum of its activations.
+    /// `acc` plus one step's products with token `t`: `sums` of its integers, and `others`, which are not in them; `h` says
+    /// which of the block's sums are the step's.
     #[inline(always)]
-    fn add<const MINIMUM: bool>(
+    #[expect(clippy::too_many_arguments, reason = "the formula has as many")]
+    fn add<const MINIMUM: bool, const T: usize>(
         &self,
         s: S,
         sums: S::Rows,
-        delta: f32,
-        off: f32,
-        all: f32,
+        others: S::Rows,
+        x: &Block<T>,
+        t: usize,
+        h: usize,
         acc: S::Rows,
     ) -> S::Rows {
-        let product = s.rows_fma(sums, s.rows_splat(delta), s.rows_splat(off));
+        let product = s.rows_fma(sums, s.rows_splat(x.delta[t]), others);
         let acc = s.rows_fma(self.d, product, acc);
-        if MINIMUM { s.rows_fma(self.m, s.rows_splat(all), acc) } else { acc }
-    }
-
-    /// `acc` plus one step's products with the fine part of a token.
-    #[inline(always)]
-    fn add_fine(&self, s: S, sums: S::Rows, fine_delta: f32, acc: S::Rows) -> S::Rows {
-        s.rows_fma(self.d, s.rows_mul(sums, s.rows_splat(fine_delta)), acc)
+        if MINIMUM { s.rows_fma(self.m, s.rows_splat(x.x[h][t]), acc) } else { acc }
     }
 }
 
@@ -468,12 +456,15 @@ impl<'a, const BITS: usize> Tile<'a, BITS> {
         code.unwrap_or(s.codes(&[0; UNIT_BYTES]))
     }
 
-    /// All codes of block `b`.
+    /// All codes of block `b`, in registers and in `lines`.
     #[inline(always)]
-    fn block<S: Simd>(&self, s: S, b: usize) -> [S::Codes; QUADS] {
+    fn block<S: Simd>(&self, s: S, b: usize, lines: &mut Lines) -> [S::Codes; QUADS] {
         let mut codes = [self.codes(s, b, 0); QUADS];
-        for q in 1..QUADS {
+        for q in 0..QUADS {
             codes[q] = self.codes(s, b, q);
+        }
+        for q in 0..QUADS {
+            s.codes_store(codes[q], &mut lines.0[q]);
         }
         codes
     }
@@ -513,53 +504,32 @@ impl<'a, const BITS: usize> Tile<'a, BITS> {
         x: &Block<1>,
         acc: S::Rows,
     ) -> S::Rows {
-        let (mut sums, mut fine) = (s.dots_zero(), s.dots_zero());
-        let (a, f) = (x.a[0].as_chunks::<4>().0, x.fine[0].as_chunks::<4>().0);
-        let (c, h) = (self.coefficients(s, b, half), sums_of::<N>(half));
-        if !x.refined[0] {
-            for i in half * N..half * N + N {
-                sums = s.dot::<BITS>(sums, self.codes(s, b, i), &a[i]);
-            }
-            return self.add(s, &c, s.dots_to_rows::<BITS>(sums, x.n[h][0]), x, h, acc);
-        }
+        let (mut sums, h) = (s.dots_zero(), sums_of::<N>(half));
         for i in half * N..half * N + N {
-            let code = self.codes(s, b, i);
-            sums = s.dot::<BITS>(sums, code, &a[i]);
-            fine = s.dot::<BITS>(fine, code, &f[i]);
+            sums = s.dot::<BITS>(sums, self.codes(s, b, i), &x.a[0].as_chunks::<4>().0[i]);
         }
-        let acc = self.add(s, &c, s.dots_to_rows::<BITS>(sums, x.n[h][0]), x, h, acc);
-        c.add_fine(s, s.dots_to_rows::<BITS>(fine, x.fine_n[h][0]), x.fine_delta[0], acc)
-    }
-
-    /// `acc` plus the products `sums` with one token, over the columns of its sum `h`.
-    #[inline(always)]
-    fn add<S: Simd>(
-        &self,
-        s: S,
-        c: &Coefficients<S>,
-        sums: S::Rows,
-        x: &Block<1>,
-        h: usize,
-        acc: S::Rows,
-    ) -> S::Rows {
-        let (delta, off, all) = (x.delta[0], self.off(x, 0, h), x.x[h][0]);
+        let (sums, at) = (s.dots_to_rows::<BITS>(sums, x.n[h][0]), usize::from(x.at[0]));
+        let at = s.code_at(self.codes(s, b, at / 4), at % 4);
+        let (c, off) = (self.coefficients(s, b, half), s.rows_splat(self.off(x, 0, h)));
+        let others = s.rows_fma(at, s.rows_splat(x.largest[h][0]), off);
         match self.minimum {
-            true => c.add::<true>(s, sums, delta, off, all, acc),
-            false => c.add::<false>(s, sums, delta, off, all, acc),
+            true => c.add::<true, _>(s, sums, others, x, 0, h, acc),
+            false => c.add::<false, _>(s, sums, others, x, 0, h, acc),
         }
     }
 
     /// Adds the products of block `b` with many tokens to `y`.
     #[inline(always)]
-    fn columns<S: Simd>(&self, s: S, b: usize, x: &Column<'_>, y: &mut [[f32; TILE_ROWS]]) {
-        let codes = self.block(s, b);
+    fn columns<S: Simd>(&self, s: S, b: usize, x: &Column<'_>, mut y: Products<'_>) {
+        let mut lines = Lines([[0; UNIT_BYTES]; QUADS]);
+        let codes = (&self.block(s, b, &mut lines), &lines);
         if self.halves {
-            self.tokens::<S, 4>(s, &codes, b, 0, x, y);
+            self.tokens::<S, 4>(s, codes, b, 0, x, &mut y);
             if self.has_second_half(b) {
-                self.tokens::<S, 4>(s, &codes, b, 1, x, y);
+                self.tokens::<S, 4>(s, codes, b, 1, x, &mut y);
             }
         } else {
-            self.tokens::<S, 8>(s, &codes, b, 0, x, y);
+            self.tokens::<S, 8>(s, codes, b, 0, x, &mut y);
         }
     }
 
@@ -568,16 +538,16 @@ impl<'a, const BITS: usize> Tile<'a, BITS> {
     fn tokens<S: Simd, const N: usize>(
         &self,
         s: S,
-        codes: &[S::Codes; QUADS],
+        (codes, lines): (&[S::Codes; QUADS], &Lines),
         b: usize,
         half: usize,
         x: &Column<'_>,
-        y: &mut [[f32; TILE_ROWS]],
+        y: &mut Products<'_>,
     ) {
         let c = self.coefficients(s, b, half);
         match self.minimum {
-            true => tokens::<S, BITS, N, true>(s, codes, half, &c, x, y),
-            false => tokens::<S, BITS, N, false>(s, codes, half, &c, x, y),
+            true => tokens::<S, BITS, N, true>(s, codes, lines, half, &c, x, y),
+            false => tokens::<S, BITS, N, false>(s, codes, lines, half, &c, x, y),
         }
     }
 }

@@ -30,9 +30,9 @@ fn products(isa: Isa, w: &Packed<'_>, tokens: &[Vec<f32>], tiles: usize, alone: 
     for from in (0..shape.tiles()).step_by(tiles) {
         let part = from..(from + tiles).min(shape.tiles());
         let mut y = vec![[f32::NAN; 32]; part.len() * tokens.len()];
-        product(isa, w, x, part, from % 2 == 0, &mut y).unwrap();
-        for (i, y) in y.iter().enumerate() {
-            out[i % tokens.len()].extend_from_slice(y);
+        product(isa, w, x, part.clone(), from % 2 == 0, &mut y).unwrap();
+        for (out, y) in out.iter_mut().zip(y.chunks(part.len())) {
+            out.extend_from_slice(y.as_flattened());
         }
     }
     for row in &mut out {
@@ -97,15 +97,15 @@ fn sums_at_their_bound_stay_exact() {
     }
 }
 
-/// Rounding Gaussian activations to 8 bits costs some 2.6e-5 (normalised mean square, codes around the middle); where one
-/// of a block is 20 times as large it would cost 2e-3, but then all have 16 bits.
+/// Rounding Gaussian activations to 8 bits costs some 2.6e-5 (normalised mean square, codes around the middle), and no more
+/// where one of a block is 20 times as large: it is not rounded.
 #[test]
 fn error_against_exact_weights_is_the_activations_rounding() {
     let mut rng = Rng(7);
     for bits in 1..=8 {
         for group in GROUPS {
             let m = Matrix::random(&mut rng, 64, 1024, bits, group, UNIFORM[0]);
-            for (outlier, bound) in [(None, 6e-5), (Some(20.0), 5e-8)] {
+            for outlier in [None, Some(20.0)] {
                 let mut x: Vec<f32> = (0..1024).map(|_| rng.normal()).collect();
                 if let Some(outlier) = outlier {
                     x.iter_mut().step_by(32).for_each(|x| *x = outlier);
@@ -121,7 +121,7 @@ fn error_against_exact_weights_is_the_activations_rounding() {
                     .map(|(r, g)| f64::from(m.view().coefficient(r, g, 0)).powi(2) * variance * group as f64)
                     .sum();
                 let err: f64 = exact.iter().zip(y).map(|(e, y)| (e - f64::from(*y)).powi(2)).sum();
-                assert!(err / energy < bound, "{bits} g={group} {outlier:?}: {:.1e}", err / energy);
+                assert!(err / energy < 5e-5, "{bits} g={group} {outlier:?}: {:.1e}", err / energy);
             }
         }
     }

@@ -341,6 +341,7 @@ impl<L: Level> Simd for Neon<L> {
     type Codes = [uint8x16_t; 8];
     type Dots = Dots;
     type Pair = L::Pair;
+    const PAIRS: bool = true;
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, k: K) -> K::Output {
@@ -591,6 +592,12 @@ impl<L: Level> Simd for Neon<L> {
         core::array::from_fn(|i| bytes(&x[i]))
     }
     #[inline(always)]
+    fn codes_store(self, c: Self::Codes, out: &mut [u8; 4 * TILE]) {
+        for (out, c) in out.as_chunks_mut::<16>().0.iter_mut().zip(c) {
+            op!(vst1q_u8(out.as_mut_ptr(), c));
+        }
+    }
+    #[inline(always)]
     fn codes_field(self, c: Self::Codes, shift: i32, mask: u8) -> Self::Codes {
         c.map(|c| op!(vandq_u8(vshlq_u8(c, vdupq_n_s8(-shift as i8)), vdupq_n_u8(mask))))
     }
@@ -600,6 +607,19 @@ impl<L: Level> Simd for Neon<L> {
             a[i] = op!(vorrq_u8(a[i], b[i]));
         }
         a
+    }
+    #[inline(always)]
+    fn code_at(self, c: Self::Codes, i: usize) -> Self::Rows {
+        op!({
+            let right = vdupq_n_s32(-8 * i as i32);
+            core::array::from_fn(|r| {
+                let row = |c| {
+                    let byte = vandq_u32(vshlq_u32(vreinterpretq_u32_u8(c), right), vdupq_n_u32(255));
+                    vcvtq_f32_u32(byte)
+                };
+                F { lo: row(c[2 * r]), hi: row(c[2 * r + 1]) }
+            })
+        })
     }
     #[inline(always)]
     fn dots_zero(self) -> Dots {

@@ -97,6 +97,7 @@ impl Simd for Avx2 {
     /// 8 rows each, as 8 32-bit sums, or where `BITS <= 4` as 16 of 16 bits, two for each row.
     type Dots = [__m256i; 4];
     type Pair = [[__m256i; 4]; 2];
+    const PAIRS: bool = false;
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, k: K) -> K::Output {
@@ -203,8 +204,10 @@ impl Simd for Avx2 {
         }
         let [a, b] = quarters;
         op!({
-            let all =
-                _mm256_add_ps(_mm256_shuffle_ps::<0b10_00_10_00>(a, b), _mm256_shuffle_ps::<0b11_01_11_01>(a, b));
+            let all = _mm256_add_ps(
+                _mm256_shuffle_ps::<0b10_00_10_00>(a, b),
+                _mm256_shuffle_ps::<0b11_01_11_01>(a, b),
+            );
             _mm256_permutevar8x32_ps(all, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
         })
     }
@@ -361,6 +364,18 @@ impl Simd for Avx2 {
         [self.load(&x[0]), self.load(&x[1]), self.load(&x[2]), self.load(&x[3])]
     }
     #[inline(always)]
+    fn position(self, x: &[f32; 4 * LANES], m: f32) -> usize {
+        let mut equal = 0u32;
+        for (i, x) in x.as_chunks::<LANES>().0.iter().enumerate() {
+            op!({
+                let x = _mm256_andnot_ps(_mm256_set1_ps(-0.0), self.load(x));
+                let lanes = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_EQ_OQ>(x, _mm256_set1_ps(m)));
+                equal |= lanes.cast_unsigned() << (i * LANES);
+            });
+        }
+        (equal.trailing_zeros() % u32::BITS) as usize
+    }
+    #[inline(always)]
     fn store_i8(self, v: [__m256; 4], out: &mut [i8; 4 * LANES]) {
         op!({
             let [a, b, c, d] = [
@@ -386,6 +401,12 @@ impl Simd for Avx2 {
         codes
     }
     #[inline(always)]
+    fn codes_store(self, c: Self::Codes, out: &mut [u8; 4 * TILE]) {
+        for (out, c) in out.as_chunks_mut::<32>().0.iter_mut().zip(c) {
+            op!(_mm256_storeu_si256(out.as_mut_ptr().cast(), c));
+        }
+    }
+    #[inline(always)]
     fn codes_field(self, mut c: Self::Codes, shift: i32, mask: u8) -> Self::Codes {
         for c in &mut c {
             op!({
@@ -403,6 +424,27 @@ impl Simd for Avx2 {
             a[i] = op!(_mm256_or_si256(a[i], b[i]));
         }
         a
+    }
+    #[inline(always)]
+    fn code_at(self, c: Self::Codes, i: usize) -> Self::Rows {
+        /// Byte `i` of each four, and zeros above it.
+        const BYTE: [[i8; 16]; 4] = {
+            let mut at = [[-1; 16]; 4];
+            let mut i = 0;
+            while i < 16 {
+                at[i % 4][i / 4 * 4] = i as i8;
+                i += 1;
+            }
+            at
+        };
+        let mut rows = [self.splat(0.0); 4];
+        for r in 0..4 {
+            op!({
+                let at = _mm256_broadcastsi128_si256(_mm_loadu_si128(BYTE[i % 4].as_ptr().cast()));
+                rows[r] = _mm256_cvtepi32_ps(_mm256_shuffle_epi8(c[r], at));
+            });
+        }
+        rows
     }
     #[inline(always)]
     fn dots_zero(self) -> Self::Dots {

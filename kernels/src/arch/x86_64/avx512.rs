@@ -158,6 +158,7 @@ impl Simd for Avx512 {
     type Codes = [__m512i; 2];
     type Dots = [__m512i; 2];
     type Pair = [Self::Dots; 2];
+    const PAIRS: bool = false;
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, k: K) -> K::Output {
@@ -187,6 +188,7 @@ impl Simd for Avx512 {
         fn hmax(v: Self::F) -> f32;
         fn tuples(x: &[f32; 4 * LANES]) -> Self::F;
         fn prefetch(at: &[u8], ahead: usize);
+        fn position(x: &[f32; 4 * LANES], m: f32) -> usize;
         fn store_i8(v: [Self::F; 4], out: &mut [i8; 4 * LANES]);
     }
 
@@ -307,6 +309,12 @@ impl Simd for Avx512 {
         op!([_mm512_loadu_si512(x[0].as_ptr().cast()), _mm512_loadu_si512(x[1].as_ptr().cast())])
     }
     #[inline(always)]
+    fn codes_store(self, c: Self::Codes, out: &mut [u8; 4 * TILE]) {
+        for (out, c) in out.as_chunks_mut::<64>().0.iter_mut().zip(c) {
+            op!(_mm512_storeu_si512(out.as_mut_ptr().cast(), c));
+        }
+    }
+    #[inline(always)]
     fn codes_field(self, mut c: Self::Codes, shift: i32, mask: u8) -> Self::Codes {
         for c in &mut c {
             op!({
@@ -321,6 +329,20 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn codes_or(self, a: Self::Codes, b: Self::Codes) -> Self::Codes {
         op!([_mm512_or_si512(a[0], b[0]), _mm512_or_si512(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn code_at(self, c: Self::Codes, i: usize) -> Self::Rows {
+        /// In a 64-bit lane of two rows, the first bit of byte `i` of each.
+        const BYTE: [i64; 4] = [0x20_0000_0000, 0x28_0000_0008, 0x30_0000_0010, 0x38_0000_0018];
+        let mut rows = [self.wide_splat(0.0); 2];
+        for r in 0..2 {
+            op!({
+                let at = _mm512_set1_epi64(BYTE[i % 4]);
+                let byte = _mm512_maskz_multishift_epi64_epi8(0x1111_1111_1111_1111, at, c[r]);
+                rows[r] = _mm512_cvtepi32_ps(byte);
+            });
+        }
+        rows
     }
     #[inline(always)]
     fn dots_zero(self) -> Self::Dots {
