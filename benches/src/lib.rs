@@ -140,14 +140,7 @@ impl Product {
             }
             false => {
                 let t = Tables::new(self.tables, &self.entries, &self.scales);
-                gemv(
-                    isa,
-                    &w,
-                    &t.expect("lengths follow from the shape"),
-                    tiles,
-                    first_use,
-                    y.as_flattened_mut(),
-                )
+                gemv(isa, &w, &[t.expect("lengths follow from the shape")], tiles, first_use, y)
             }
         }
         .expect("y has the tiles' rows");

@@ -28,6 +28,8 @@ pub(crate) trait Simd: Copy {
     type W: Copy;
     /// Four 16-entry byte tables, those of two blocks of `pack::p32`, ready to be looked up.
     type Tables: Copy;
+    /// The entries' numbers of two blocks of `pack::p32`, ready to look up.
+    type Nibbles: Copy;
     /// Running sums of table entries for 32 rows; up to 256 entries may be added.
     type Acc: Copy;
     /// 32 signed sums, of 16 bits at least, rows in order once converted to floats.
@@ -125,9 +127,11 @@ pub(crate) trait Simd: Copy {
     fn tables(self, t: &[u8; 64]) -> Self::Tables;
     /// No entries added yet, and `bias` taken off.
     fn acc_less(self, bias: u16) -> Self::Acc;
-    /// Looks up two blocks of 32 rows, the first one's low nibbles in the first table and its high nibbles in the
-    /// second, the other's in the third and fourth, and adds the four entries to each row's sum.
-    fn accumulate(self, acc: Self::Acc, t: Self::Tables, w: &[u8; 64]) -> Self::Acc;
+    /// The nibbles of two blocks of 32 rows.
+    fn nibbles(self, w: &[u8; 64]) -> Self::Nibbles;
+    /// Looks up two blocks, the first one's low nibbles in the first table and its high nibbles in the second, the
+    /// other's in the third and fourth, and adds the four entries to each row's sum.
+    fn accumulate(self, acc: Self::Acc, t: Self::Tables, n: Self::Nibbles) -> Self::Acc;
     /// The sums, exact where they fit in an i16.
     fn sums(self, acc: Self::Acc) -> Self::Sums;
     /// The sums of all rows, exactly widened.

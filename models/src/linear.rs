@@ -194,36 +194,17 @@ impl Linear {
         let done = match &self.weights {
             Weights::Packed(w) => w.view().and_then(|view| {
                 let tiles = rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS);
-                let Some(shape) = w.table_shape() else {
-                    let mut put = |token, at: usize, y: &mut [f32]| {
-                        let count = y.len().min(rows.end - at);
-                        let y = &mut y[..count];
-                        bias(at, y);
-                        put(token, at, y);
-                    };
-                    return match n {
-                        1 => self.dot_products::<ALONE>(isa, &view, x, n, tiles, &mut put),
-                        _ => self.dot_products::<PRODUCTS>(isa, &view, x, n, tiles, &mut put),
-                    };
+                let mut put = |token, at: usize, y: &mut [f32]| {
+                    let count = y.len().min(rows.end - at);
+                    let y = &mut y[..count];
+                    bias(at, y);
+                    put(token, at, y);
                 };
-                // With many tokens a tile's planes stay in L1 while all tokens' tables pass by.
-                let at_once = if n == 1 { ALONE } else { 1 };
-                let mut y = [[0.0; TILE_ROWS]; ALONE];
-                for from in tiles.clone().step_by(at_once) {
-                    let tiles = from..(from + at_once).min(tiles.end);
-                    let at = from * TILE_ROWS;
-                    let y = &mut y.as_flattened_mut()[..tiles.len() * TILE_ROWS];
-                    let rows = (rows.end - at).min(y.len());
-                    for token in 0..n {
-                        let y = &mut y[..rows];
-                        gemv(isa, &view, &x.tables(token, shape)?, tiles.clone(), token == 0, y)?;
-                        for (i, y) in y.chunks_mut(TILE_ROWS).enumerate() {
-                            bias(at + i * TILE_ROWS, y);
-                            put(token, at + i * TILE_ROWS, y);
-                        }
-                    }
+                match (w.table_shape(), n) {
+                    (Some(shape), _) => self.table_products(isa, &view, x, shape, n, tiles, &mut put),
+                    (None, 1) => self.dot_products::<ALONE>(isa, &view, x, n, tiles, &mut put),
+                    (None, _) => self.dot_products::<PRODUCTS>(isa, &view, x, n, tiles, &mut put),
                 }
-                Ok(())
             }),
             Weights::Plain { ty, bytes } => {
                 let row = bytes.len() / self.rows;
@@ -238,6 +219,39 @@ impl Linear {
         if let Err(e) = done {
             panic!("product with a {} x {} matrix: {e}", self.rows, self.cols);
         }
+    }
+
+    /// [`gemv()`] by portions of tiles, or where there are several tokens by tiles, whose planes stay in a cache while
+    /// the tokens' tables pass by; `put(token, row, values)` receives all rows of some tiles.
+    #[expect(clippy::too_many_arguments, reason = "those of the product, and what it is made from")]
+    fn table_products(
+        &self,
+        isa: Isa,
+        view: &Packed<'_>,
+        x: &InputGuard<'_>,
+        shape: TableShape,
+        n: usize,
+        tiles: Range<usize>,
+        put: &mut dyn FnMut(usize, usize, &mut [f32]),
+    ) -> lutite_kernels::Result<()> {
+        let mut y = [[0.0; TILE_ROWS]; ALONE];
+        let at_once = if n == 1 { ALONE } else { 1 };
+        for from in tiles.clone().step_by(at_once) {
+            let tiles = from..(from + at_once).min(tiles.end);
+            for first in (0..n).step_by(gemv::MAX_TOKENS) {
+                let tokens = first..(first + gemv::MAX_TOKENS).min(n);
+                let mut tables = [x.tables(first, shape)?; gemv::MAX_TOKENS];
+                for (table, token) in tables.iter_mut().zip(tokens.clone()) {
+                    *table = x.tables(token, shape)?;
+                }
+                let y = &mut y[..tiles.len() * tokens.len()];
+                gemv(isa, view, &tables[..tokens.len()], tiles.clone(), first == 0, y)?;
+                for (token, y) in tokens.zip(y.chunks_mut(tiles.len())) {
+                    put(token, from * TILE_ROWS, y.as_flattened_mut());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// [`dot::product`] by portions of tokens and tiles that keep their products in L1; `put(token, row, values)`

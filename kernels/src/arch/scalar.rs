@@ -29,6 +29,7 @@ fn look_up_both(t: &[u8; 64], at: usize, w: u8) -> u16 {
 impl Simd for Scalar {
     type F = F;
     type Tables = [u8; 64];
+    type Nibbles = [u8; 64];
     type Acc = [u16; TILE];
     type Sums = [i16; TILE];
     type Rows = [f32; TILE];
@@ -149,7 +150,11 @@ impl Simd for Scalar {
         [bias.wrapping_neg(); TILE]
     }
     #[inline(always)]
-    fn accumulate(self, mut acc: [u16; TILE], t: [u8; 64], w: &[u8; 64]) -> [u16; TILE] {
+    fn nibbles(self, w: &[u8; 64]) -> [u8; 64] {
+        *w
+    }
+    #[inline(always)]
+    fn accumulate(self, mut acc: [u16; TILE], t: [u8; 64], w: [u8; 64]) -> [u16; TILE] {
         // Byte b belongs to row perm(b); the sums are kept in byte order until `sums_to_rows`.
         for (at, w) in w.iter().enumerate() {
             acc[at % TILE] = acc[at % TILE].wrapping_add(look_up_both(&t, at, *w));

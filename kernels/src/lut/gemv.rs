@@ -1,4 +1,4 @@
-//! GEMV: one activation vector's tables against a packed matrix.
+//! GEMV: the tables of an activation vector, or of a few, against a packed matrix.
 //!
 //! ```text
 //! for each tile of 32 rows
@@ -11,6 +11,9 @@
 //!     acc = acc + z X
 //! ```
 //!
+//! With one token the planes of a pass share a table that is in registers; with several, the tokens share a plane's
+//! nibbles. Either way the sums are the same.
+//!
 //! The uniform kinds are multiplied by integer products instead: [`crate::dot`].
 //!
 //! # Bounds
@@ -22,7 +25,7 @@
 //! `z X`. All are fused multiply-adds. Nothing depends on tiles, threads or tokens. `reference::gemv_lut` is this
 //! order, one row at a time.
 
-use super::table::Tables;
+use super::table::{TableShape, Tables};
 use crate::error::{Error, Result};
 use crate::isa::Isa;
 use crate::pack::p32::TILE_ROWS;
@@ -37,21 +40,25 @@ const PREFETCH_BYTES: usize = 4096;
 /// The same for parameters, of which there are fewer.
 const PREFETCH_PARAMS: usize = 1024;
 
-/// `y = W x` for the rows of some tiles; `w` is of an HLQ kind.
+/// Most tokens at once: with more, their sums would leave the registers.
+pub const MAX_TOKENS: usize = 4;
+
+/// `y = W x` for the rows of some tiles and up to [`MAX_TOKENS`] tokens, whose tables are `t`; `w` is of an HLQ kind.
 ///
-/// `tiles` counts tiles of 32 rows; `y` has the rows of those tiles that the matrix has, and is
-/// overwritten. The tables must have been built for `w`'s columns and group. `first_use` says that these
+/// `tiles` counts tiles of 32 rows; `y` is `[token][tile][32 rows]` and is overwritten; what rows get that the matrix does
+/// not have means nothing. The tables must have been built for `w`'s columns and group. `first_use` says that these
 /// tiles probably come from memory, not from a cache: a hint, without influence on the result.
 ///
 /// # Errors
-/// [`Error::Length`] where tables or `y` do not fit, [`Error::Shape`] for tiles outside of the matrix.
+/// [`Error::Length`] where tables or `y` do not fit, [`Error::Shape`] for tiles outside of the matrix, another kind, or too
+/// many tokens.
 pub fn gemv(
     isa: Isa,
     w: &Packed<'_>,
-    t: &Tables<'_>,
+    t: &[Tables<'_>],
     tiles: Range<usize>,
     first_use: bool,
-    y: &mut [f32],
+    y: &mut [[f32; TILE_ROWS]],
 ) -> Result<()> {
     let shape = w.shape();
     if tiles.start > tiles.end || tiles.end > shape.tiles() {
@@ -60,15 +67,18 @@ pub fn gemv(
     if w.kind().is_uniform() {
         return Err(Error::Shape { what: "kind", found: w.planes(), allowed: "hlq16 or hlq8" });
     }
-    for (what, expected, found) in [
-        ("activations behind the tables", shape.cols, t.shape().cols),
-        ("group of the tables", w.group(), t.shape().group),
-        ("y", shape.rows.min(tiles.end * TILE_ROWS).saturating_sub(tiles.start * TILE_ROWS), y.len()),
-    ] {
-        if expected != found {
-            return Err(Error::Length { what: what.into(), expected, found });
-        }
+    if t.len() > MAX_TOKENS {
+        return Err(Error::Shape { what: "number of tokens", found: t.len(), allowed: "at most 4" });
     }
+    let same = |what: &str, expected, found| match expected == found {
+        true => Ok(()),
+        false => Err(Error::Length { what: what.into(), expected, found }),
+    };
+    for t in t {
+        same("activations behind the tables", shape.cols, t.shape().cols)?;
+        same("group of the tables", w.group(), t.shape().group)?;
+    }
+    same("products", t.len() * tiles.len(), y.len())?;
     let g = Gemv { w, t, first: tiles.start, first_use, y };
     match w.kind() {
         ParamKind::Hlq8 => g.run::<true>(isa),
@@ -79,45 +89,77 @@ pub fn gemv(
 
 struct Gemv<'a> {
     w: &'a Packed<'a>,
-    t: &'a Tables<'a>,
+    t: &'a [Tables<'a>],
     first: usize,
     first_use: bool,
-    y: &'a mut [f32],
+    y: &'a mut [[f32; TILE_ROWS]],
 }
 
 impl Gemv<'_> {
     /// Planes are split into a pass of up to 4 and a second one: 4 planes' accumulators, two tables and
-    /// a mask are what 16 vector registers hold. 5 planes are 3 + 2, so that the top two share a pass.
+    /// a mask are what 16 vector registers hold. 5 planes are 3 + 2, so that the top two share a pass. With several tokens
+    /// each plane has a pass of its own.
     fn run<const INT8: bool>(self, isa: Isa) {
-        match self.w.planes() {
-            1 => isa.run(Passes::<INT8, 1, 0>(self)),
-            2 => isa.run(Passes::<INT8, 2, 0>(self)),
-            3 => isa.run(Passes::<INT8, 3, 0>(self)),
-            4 => isa.run(Passes::<INT8, 4, 0>(self)),
-            5 => isa.run(Passes::<INT8, 3, 2>(self)),
-            6 => isa.run(Passes::<INT8, 4, 2>(self)),
-            7 => isa.run(Passes::<INT8, 4, 3>(self)),
-            _ => isa.run(Passes::<INT8, 4, 4>(self)),
+        match (self.t, self.w.planes()) {
+            ([], _) => {}
+            (&[t], 1) => isa.run(Passes::<INT8, 1, 0, 1>(self, [t])),
+            (&[t], 2) => isa.run(Passes::<INT8, 2, 0, 1>(self, [t])),
+            (&[t], 3) => isa.run(Passes::<INT8, 3, 0, 1>(self, [t])),
+            (&[t], 4) => isa.run(Passes::<INT8, 4, 0, 1>(self, [t])),
+            (&[t], 5) => isa.run(Passes::<INT8, 3, 2, 1>(self, [t])),
+            (&[t], 6) => isa.run(Passes::<INT8, 4, 2, 1>(self, [t])),
+            (&[t], 7) => isa.run(Passes::<INT8, 4, 3, 1>(self, [t])),
+            (&[t], _) => isa.run(Passes::<INT8, 4, 4, 1>(self, [t])),
+            (&[a, b], _) => isa.run(Passes::<INT8, 1, 1, 2>(self, [a, b])),
+            (&[a, b, c], _) => isa.run(Passes::<INT8, 1, 1, 3>(self, [a, b, c])),
+            (&[a, b, c, d, ..], _) => isa.run(Passes::<INT8, 1, 1, 4>(self, [a, b, c, d])),
         }
     }
 }
 
-/// One kind and number of planes, `LO` in a first pass and `HI` in a second: a function of its own for each, since one
-/// for all took minutes to compile.
-struct Passes<'a, const INT8: bool, const LO: usize, const HI: usize>(Gemv<'a>);
+/// One kind and number of planes, `LO` in a first pass and `HI` in further ones, and the tables of `T` tokens: a function of
+/// its own for each, since one for all took minutes to compile.
+struct Passes<'a, const INT8: bool, const LO: usize, const HI: usize, const T: usize>(
+    Gemv<'a>,
+    [Tables<'a>; T],
+);
 
-impl<const INT8: bool, const LO: usize, const HI: usize> Kernel for Passes<'_, INT8, LO, HI> {
+impl<const INT8: bool, const LO: usize, const HI: usize, const T: usize> Kernel
+    for Passes<'_, INT8, LO, HI, T>
+{
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let g = self.0;
-        for (i, y) in g.y.chunks_mut(TILE_ROWS).enumerate() {
-            let acc = tile::<S, INT8, LO, HI>(s, &Tile::new(g.w, g.t, g.first + i, g.first_use));
-            let mut out = [0.0; TILE_ROWS];
-            s.rows_store(acc, &mut out);
-            y.copy_from_slice(&out[..y.len()]);
+        let Passes(g, tables) = self;
+        let mut tokens = [Token::new(&tables[0]); T];
+        for t in 1..T {
+            tokens[t] = Token::new(&tables[t]);
         }
+        let count = g.y.len() / T;
+        for i in 0..count {
+            let tile = Tile::new(g.w, g.first + i, g.first_use);
+            let acc = products::<S, INT8, LO, HI, T>(s, &tile, &tokens);
+            for t in 0..T {
+                s.rows_store(acc[t], &mut g.y[t * count + i]);
+            }
+        }
+    }
+}
+
+/// The tables of one token.
+#[derive(Clone, Copy)]
+struct Token<'a> {
+    /// Table pairs, `[cols / 8]`.
+    entries: &'a [[u8; 32]],
+    /// `[group][X, half deltas]`.
+    scales: &'a [f32],
+}
+
+impl<'a> Token<'a> {
+    #[inline(always)]
+    fn new(t: &Tables<'a>) -> Self {
+        Token { entries: t.entries().as_chunks().0, scales: t.scales() }
     }
 }
 
@@ -131,12 +173,11 @@ struct Tile<'a> {
     row_scales: &'a [u8],
     /// Bytes of one group's parameters.
     group_params: usize,
-    /// Table pairs, `[cols / 8]`.
-    entries: &'a [[u8; 32]],
+    /// How many.
+    count: usize,
     /// `cols / 8`.
     pairs: usize,
-    /// `[group][X, half deltas]`.
-    scales: &'a [f32],
+    /// Numbers of a group in [`Token::scales`].
     per_group: usize,
     /// Table pairs of one whole group, and of one whole chunk.
     group_pairs: usize,
@@ -147,8 +188,9 @@ struct Tile<'a> {
 
 impl<'a> Tile<'a> {
     #[inline(always)]
-    fn new(w: &Packed<'a>, t: &Tables<'a>, tile: usize, first_use: bool) -> Tile<'a> {
+    fn new(w: &Packed<'a>, tile: usize, first_use: bool) -> Tile<'a> {
         let shape = w.shape();
+        let table = TableShape { cols: shape.cols, group: w.group() };
         let mut planes: [&[[u8; 32]]; MAX_PLANES] = [&[]; MAX_PLANES];
         let bytes = shape.tile_bytes();
         for (p, plane) in planes.iter_mut().zip(w.parts()) {
@@ -163,38 +205,47 @@ impl<'a> Tile<'a> {
             params: &w.params()[tile * tile_params..(tile + 1) * tile_params],
             row_scales: &w.row_scales()[tile * scales..(tile + 1) * scales],
             group_params,
-            entries: t.entries().as_chunks().0,
+            count: w.planes(),
             pairs: shape.pairs(),
-            scales: t.scales(),
-            per_group: t.shape().scales_per_group(),
+            per_group: table.scales_per_group(),
             group_pairs: w.group() / 8,
-            chunk_pairs: t.shape().chunk() / 8,
+            chunk_pairs: table.chunk() / 8,
             first_use,
         }
     }
 }
 
-/// One chunk's exact integer sums for `Q` planes, the first of them plane `from`.
+/// One chunk's exact integer sums for `Q` planes, the first of them plane `from`, and `T` tokens.
 #[inline(always)]
-fn sums<S: Simd, const Q: usize>(s: S, tile: &Tile<'_>, from: usize, pairs: Range<usize>) -> [S::Sums; Q] {
+fn sums<S: Simd, const Q: usize, const T: usize>(
+    s: S,
+    tile: &Tile<'_>,
+    tokens: &[Token<'_>; T],
+    from: usize,
+    pairs: Range<usize>,
+) -> [[S::Sums; T]; Q] {
     // With their length spelled out, whole chunks are compiled apart: without a loop, and without a check in it.
     match pairs.len() {
-        8 => sums_of(s, tile, from, pairs.start, 8),
-        4 => sums_of(s, tile, from, pairs.start, 4),
-        n => sums_of(s, tile, from, pairs.start, n),
+        8 => sums_of(s, tile, tokens, from, pairs.start, 8),
+        4 => sums_of(s, tile, tokens, from, pairs.start, 4),
+        n => sums_of(s, tile, tokens, from, pairs.start, n),
     }
 }
 
 /// As [`sums`] of `n` pairs from `start` on.
 #[inline(always)]
-fn sums_of<S: Simd, const Q: usize>(
+fn sums_of<S: Simd, const Q: usize, const T: usize>(
     s: S,
     tile: &Tile<'_>,
+    tokens: &[Token<'_>; T],
     from: usize,
     start: usize,
     n: usize,
-) -> [S::Sums; Q] {
-    let entries = two_blocks(&tile.entries[start..][..n]);
+) -> [[S::Sums; T]; Q] {
+    let mut entries = [two_blocks(&[]); T];
+    for t in 0..T {
+        entries[t] = two_blocks(&tokens[t].entries[start..][..n]);
+    }
     let mut planes = [two_blocks(&[]); Q];
     for p in 0..Q {
         planes[p] = two_blocks(&tile.planes[from + p][start..][..n]);
@@ -203,22 +254,32 @@ fn sums_of<S: Simd, const Q: usize>(
         }
     }
     let bias = 2 * n as u16 * u16::from(BIAS);
-    let mut acc = [s.acc_less(bias); Q];
-    for (j, e) in entries.0.iter().enumerate() {
-        let t = s.tables(e);
+    let mut acc = [[s.acc_less(bias); T]; Q];
+    for j in 0..n / 2 {
+        let mut tables = [s.tables(&entries[0].0[j]); T];
+        for t in 1..T {
+            tables[t] = s.tables(&entries[t].0[j]);
+        }
         for p in 0..Q {
-            acc[p] = s.accumulate(acc[p], t, &planes[p].0[j]);
+            let nibbles = s.nibbles(&planes[p].0[j]);
+            for t in 0..T {
+                acc[p][t] = s.accumulate(acc[p][t], tables[t], nibbles);
+            }
         }
     }
-    if !entries.1.is_empty() {
-        let t = s.tables(&padded(entries.1));
-        for p in 0..Q {
-            acc[p] = s.accumulate(acc[p], t, &padded(planes[p].1));
+    if !n.is_multiple_of(2) {
+        for t in 0..T {
+            let tables = s.tables(&padded(entries[t].1));
+            for p in 0..Q {
+                acc[p][t] = s.accumulate(acc[p][t], tables, s.nibbles(&padded(planes[p].1)));
+            }
         }
     }
-    let mut out = [s.sums(s.acc_less(0)); Q];
+    let mut out = [[s.sums(s.acc_less(0)); T]; Q];
     for p in 0..Q {
-        out[p] = s.sums(acc[p]);
+        for t in 0..T {
+            out[p][t] = s.sums(acc[p][t]);
+        }
     }
     out
 }
@@ -237,16 +298,14 @@ fn padded(block: &[u8]) -> [u8; 64] {
     two
 }
 
-/// The chunks of group `g`: pairs of tables, and half the chunk's scale.
+/// The chunks of group `g`, as pairs of tables.
 #[inline(always)]
-fn chunks<'t>(tile: &Tile<'t>, g: usize) -> impl Iterator<Item = (Range<usize>, f32)> + use<'t> {
-    let start = g * tile.group_pairs;
+fn chunks(tile: &Tile<'_>, g: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let (start, step) = (g * tile.group_pairs, tile.chunk_pairs);
     let end = (start + tile.group_pairs).min(tile.pairs);
-    let step = tile.chunk_pairs;
-    let halves = &tile.scales[g * tile.per_group + 1..(g + 1) * tile.per_group];
-    halves.iter().enumerate().map(move |(c, half)| {
+    (0..tile.per_group - 1).map(move |c| {
         let from = (start + c * step).min(end);
-        (from..(from + step).min(end), *half)
+        from..(from + step).min(end)
     })
 }
 
@@ -262,52 +321,76 @@ fn scaled<S: Simd>(s: S, params: &[u8], k: usize, scale: S::Rows) -> S::Rows {
     s.rows_mul(s.rows_load_i8(&params.as_chunks().0[k]), scale)
 }
 
-/// The products of one tile.
+/// The products of one tile with `T` tokens.
 #[inline(always)]
-fn tile<S: Simd, const INT8: bool, const LO: usize, const HI: usize>(s: S, tile: &Tile<'_>) -> S::Rows {
+fn products<S: Simd, const INT8: bool, const LO: usize, const HI: usize, const T: usize>(
+    s: S,
+    tile: &Tile<'_>,
+    tokens: &[Token<'_>; T],
+) -> [S::Rows; T] {
     let mut row_scales = [s.rows_splat(1.0); MAX_PLANES + 1];
     for (k, b) in tile.row_scales.as_chunks().0.iter().enumerate() {
         row_scales[k] = s.rows_load_f16(b);
     }
-    let mut acc = s.rows_splat(0.0);
+    let mut acc = [s.rows_splat(0.0); T];
     for (g, params) in tile.params.chunks_exact(tile.group_params).enumerate() {
-        let x = tile.scales[g * tile.per_group];
         if tile.first_use {
             prefetch_lines(s, params, PREFETCH_PARAMS);
         }
         let c = Coefficients::<'_, S, INT8> { s, params, row_scales: &row_scales };
-        hlq_pass::<S, LO, INT8>(s, tile, g, 0, &c, &mut acc);
+        pass::<S, LO, INT8, T>(s, tile, tokens, g, 0, &c, &mut acc);
         match HI {
             0 => {}
-            2 => hlq_pass::<S, 2, INT8>(s, tile, g, LO, &c, &mut acc),
-            3 => hlq_pass::<S, 3, INT8>(s, tile, g, LO, &c, &mut acc),
-            _ => hlq_pass::<S, 4, INT8>(s, tile, g, LO, &c, &mut acc),
+            1 => {
+                for p in 1..tile.count {
+                    pass::<S, 1, INT8, T>(s, tile, tokens, g, p, &c, &mut acc);
+                }
+            }
+            2 => pass::<S, 2, INT8, T>(s, tile, tokens, g, LO, &c, &mut acc),
+            3 => pass::<S, 3, INT8, T>(s, tile, tokens, g, LO, &c, &mut acc),
+            _ => pass::<S, 4, INT8, T>(s, tile, tokens, g, LO, &c, &mut acc),
         }
-        acc = s.rows_fma(c.get(LO + HI), s.rows_splat(x), acc);
+        let z = c.get(tile.count);
+        for t in 0..T {
+            let x = tokens[t].scales[g * tile.per_group];
+            acc[t] = s.rows_fma(z, s.rows_splat(x), acc[t]);
+        }
     }
     acc
 }
 
 /// Adds planes `from .. from + Q` of one group to `acc`.
 #[inline(always)]
-fn hlq_pass<S: Simd, const Q: usize, const INT8: bool>(
+fn pass<S: Simd, const Q: usize, const INT8: bool, const T: usize>(
     s: S,
     tile: &Tile<'_>,
+    tokens: &[Token<'_>; T],
     g: usize,
     from: usize,
     c: &Coefficients<'_, S, INT8>,
-    acc: &mut S::Rows,
+    acc: &mut [S::Rows; T],
 ) {
-    let x = tile.scales[g * tile.per_group];
-    let mut t = [s.rows_splat(0.5 * x); Q];
-    for (pairs, half) in chunks(tile, g) {
-        let a = sums::<S, Q>(s, tile, from, pairs);
+    let mut sum = [[s.rows_splat(0.0); T]; Q];
+    for t in 0..T {
+        let x = tokens[t].scales[g * tile.per_group];
         for p in 0..Q {
-            t[p] = s.rows_fma(s.sums_to_rows(a[p]), s.rows_splat(half), t[p]);
+            sum[p][t] = s.rows_splat(0.5 * x);
+        }
+    }
+    for (i, pairs) in chunks(tile, g).enumerate() {
+        let a = sums::<S, Q, T>(s, tile, tokens, from, pairs);
+        for t in 0..T {
+            let half = s.rows_splat(tokens[t].scales[g * tile.per_group + 1 + i]);
+            for p in 0..Q {
+                sum[p][t] = s.rows_fma(s.sums_to_rows(a[p][t]), half, sum[p][t]);
+            }
         }
     }
     for p in 0..Q {
-        *acc = s.rows_fma(c.get(from + p), t[p], *acc);
+        let scale = c.get(from + p);
+        for t in 0..T {
+            acc[t] = s.rows_fma(scale, sum[p][t], acc[t]);
+        }
     }
 }
 

@@ -55,9 +55,9 @@ fn look_ups(isa: Isa, h: &mut Hash) {
                 h.bytes(&entries);
                 h.floats(&scales);
                 let t = Tables::new(shape, &entries, &scales).unwrap();
-                let mut y = vec![0.0; rows];
-                gemv(isa, &m.view(), &t, 0..m.shape.tiles(), true, &mut y).unwrap();
-                h.floats(&y);
+                let mut y = vec![[0.0; 32]; m.shape.tiles()];
+                gemv(isa, &m.view(), &[t], 0..m.shape.tiles(), true, &mut y).unwrap();
+                h.floats(&y.as_flattened()[..rows]);
             }
         }
     }

@@ -9,26 +9,37 @@ use lutite_kernels::pack::{GROUPS, Packed, ParamKind};
 use lutite_kernels::reference;
 use proptest::prelude::*;
 
-/// Tables built in one go and the product over `tiles` tiles at a time.
-fn lut(isa: Isa, m: &Matrix, x: &[f32], tiles: usize) -> Vec<f32> {
+/// Tables of several tokens, built in one go, and the products over `tiles` tiles at a time, `[token][row]`.
+fn lut(isa: Isa, m: &Matrix, xs: &[Vec<f32>], tiles: usize) -> Vec<Vec<f32>> {
     let shape = TableShape { cols: m.shape.cols, group: m.group };
-    let mut entries = vec![0xa5; shape.entries_len()];
-    let mut scales = vec![f32::NAN; shape.scales_len()];
-    table::build(isa, shape, x, &mut entries, &mut scales).unwrap();
-    let t = Tables::new(shape, &entries, &scales).unwrap();
-    let mut y = vec![f32::NAN; m.shape.rows];
-    for (i, y) in y.chunks_mut(tiles * 32).enumerate() {
-        let end = ((i + 1) * tiles).min(m.shape.tiles());
-        gemv(isa, &m.view(), &t, i * tiles..end, i % 2 == 0, y).unwrap();
+    let build = |x: &Vec<f32>| {
+        let mut entries = vec![0xa5; shape.entries_len()];
+        let mut scales = vec![f32::NAN; shape.scales_len()];
+        table::build(isa, shape, x, &mut entries, &mut scales).unwrap();
+        (entries, scales)
+    };
+    let built: Vec<_> = xs.iter().map(build).collect();
+    let t: Vec<_> = built.iter().map(|(e, s)| Tables::new(shape, e, s).unwrap()).collect();
+    let mut out = vec![Vec::new(); xs.len()];
+    for from in (0..m.shape.tiles()).step_by(tiles) {
+        let part = from..(from + tiles).min(m.shape.tiles());
+        let mut y = vec![[f32::NAN; 32]; part.len() * xs.len()];
+        gemv(isa, &m.view(), &t, part.clone(), from % 2 == 0, &mut y).unwrap();
+        for (out, y) in out.iter_mut().zip(y.chunks(part.len())) {
+            out.extend_from_slice(y.as_flattened());
+        }
     }
-    y
+    for row in &mut out {
+        row.truncate(m.shape.rows);
+    }
+    out
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_tier_equals_the_slow_twin_in_bits(
+    fn every_tier_and_number_of_tokens_equal_the_slow_twin_in_bits(
         seed: u64,
         rows in 1usize..100,
         cols in 1usize..400,
@@ -36,15 +47,17 @@ proptest! {
         group in prop::sample::select(GROUPS.to_vec()),
         kind in prop::sample::select(HLQ.to_vec()),
         style in 0usize..9,
+        tokens in 1usize..=4,
         tiles in 1usize..4,
     ) {
         let mut rng = Rng(seed);
         let m = Matrix::random(&mut rng, rows, cols, q, group, kind);
-        let x = activations(&mut rng, cols, style);
-        let slow = reference::gemv_lut(&m.view(), &x);
+        let x: Vec<_> = (0..tokens).map(|t| activations(&mut rng, cols, if t == 0 { style } else { 0 })).collect();
         for isa in Isa::available() {
-            let fast = lut(isa, &m, &x, tiles);
-            prop_assert!(same(&fast, &slow), "{} {fast:?} {slow:?}", isa.name());
+            for (fast, x) in lut(isa, &m, &x, tiles).iter().zip(&x) {
+                let slow = reference::gemv_lut(&m.view(), x);
+                prop_assert!(same(fast, &slow), "{} {fast:?} {slow:?}", isa.name());
+            }
         }
     }
 }
@@ -60,7 +73,7 @@ fn error_against_exact_weights_is_the_tables_rounding() {
                 let m = Matrix::random(&mut rng, 64, 1024, q, group, kind);
                 let x: Vec<f32> = (0..1024).map(|_| rng.normal()).collect();
                 let exact = reference::gemv_f64(&m.view(), &x).unwrap();
-                let y = lut(Isa::detect(), &m, &x, 2);
+                let y = &lut(Isa::detect(), &m, std::slice::from_ref(&x), 2)[0];
                 // Error relative to what the planes alone contribute: a large z X would hide it.
                 let plane_energy: f64 = (0..64)
                     .map(|r| {
@@ -73,7 +86,7 @@ fn error_against_exact_weights_is_the_tables_rounding() {
                         s
                     })
                     .sum();
-                let err: f64 = exact.iter().zip(&y).map(|(e, y)| (e - f64::from(*y)).powi(2)).sum();
+                let err: f64 = exact.iter().zip(y).map(|(e, y)| (e - f64::from(*y)).powi(2)).sum();
                 assert!(err / plane_energy < 1e-4, "{kind:?} q={q} g={group}: {:.1e}", err / plane_energy);
             }
         }
@@ -92,7 +105,9 @@ fn sums_at_their_bound_stay_exact() {
                     let x = vec![1.0; 512];
                     let slow = reference::gemv_lut(&m.view(), &x);
                     for isa in Isa::available() {
-                        assert!(same(&lut(isa, &m, &x, 1), &slow), "{kind:?} q={q} g={group} {}", isa.name());
+                        for fast in lut(isa, &m, &[x.clone(), x.clone(), x.clone()], 1) {
+                            assert!(same(&fast, &slow), "{kind:?} q={q} g={group} {}", isa.name());
+                        }
                     }
                 }
             }
@@ -118,9 +133,13 @@ fn unaligned_buffers_give_equal_bits() {
             let (mut e, mut s) = (vec![0; shape.entries_len() + 1], vec![0.0; shape.scales_len()]);
             table::build(isa, shape, &x, &mut e[1..], &mut s).unwrap();
             let t = Tables::new(shape, &e[1..], &s).unwrap();
-            let mut y = vec![0.0; 70];
-            gemv(isa, &w, &t, 0..3, true, &mut y).unwrap();
-            assert!(same(&y, &lut(isa, &m, &x, 3)), "{kind:?} {}", isa.name());
+            let mut y = [[0.0; 32]; 3];
+            gemv(isa, &w, &[t], 0..3, true, &mut y).unwrap();
+            assert!(
+                same(&y.as_flattened()[..70], &lut(isa, &m, std::slice::from_ref(&x), 3)[0]),
+                "{kind:?} {}",
+                isa.name()
+            );
         }
     }
 }
@@ -159,16 +178,21 @@ fn empty_and_unfitting_inputs_are_errors_or_nothing() {
     assert!(table::build(isa, shape, &[0.0; 63], &mut e, &mut s).is_err());
     table::build(isa, shape, &[1.0; 64], &mut e, &mut s).unwrap();
     let t = Tables::new(shape, &e, &s).unwrap();
-    gemv(isa, &m.view(), &t, 1..1, true, &mut []).unwrap();
-    assert!(gemv(isa, &m.view(), &t, 0..2, true, &mut [0.0; 39]).is_err());
-    assert!(gemv(isa, &m.view(), &t, 1..3, true, &mut [0.0; 8]).is_err());
+    let mut y = [[0.0; 32]; 10];
+    let mut run = |t: &[Tables<'_>], tiles, n: usize| gemv(isa, &m.view(), t, tiles, true, &mut y[..n]);
+    run(&[t], 1..1, 0).unwrap();
+    run(&[], 0..2, 0).unwrap();
+    run(&[t; 4], 0..2, 8).unwrap();
+    assert!(run(&[t; 5], 0..2, 10).is_err());
+    assert!(run(&[t], 0..2, 1).is_err());
+    assert!(run(&[t], 1..3, 2).is_err());
     let other = TableShape { cols: 64, group: 64 };
     let t2 = Tables::new(other, &e, &s[..other.scales_len()]).unwrap();
-    let message = gemv(isa, &m.view(), &t2, 0..2, true, &mut [0.0; 40]).unwrap_err().to_string();
+    let message = run(&[t, t2], 0..2, 4).unwrap_err().to_string();
     assert!(message.contains("group"), "{message}");
     let zero = Matrix::random(&mut rng, 0, 64, 2, 32, ParamKind::Hlq16);
-    gemv(isa, &zero.view(), &t, 0..0, true, &mut []).unwrap();
+    gemv(isa, &zero.view(), &[t], 0..0, true, &mut []).unwrap();
     let codes = Matrix::random(&mut rng, 40, 64, 2, 32, UNIFORM[0]);
-    let message = gemv(isa, &codes.view(), &t, 0..2, true, &mut [0.0; 40]).unwrap_err().to_string();
+    let message = gemv(isa, &codes.view(), &[t], 0..2, true, &mut y[..2]).unwrap_err().to_string();
     assert!(message.contains("hlq16"), "{message}");
 }

@@ -308,12 +308,6 @@ fn pack_bytes(t: [float32x4_t; 4], bias: u8, out: &mut [u8; 16]) {
     });
 }
 
-/// Entries of the low nibbles in the first table, and of the high ones in the second.
-#[inline(always)]
-fn look_up(t: &[uint8x16_t], w: uint8x16_t) -> (uint8x16_t, uint8x16_t) {
-    op!((vqtbl1q_u8(t[0], vandq_u8(w, vdupq_n_u8(15))), vqtbl1q_u8(t[1], vshrq_n_u8::<4>(w))))
-}
-
 /// The 16 sums of 4 activations with their signs, times `inv`.
 #[inline(always)]
 fn sign_sums(x: &[f32; 4], inv: f32) -> [float32x4_t; 4] {
@@ -333,6 +327,8 @@ fn sign_sums(x: &[f32; 4], inv: f32) -> [float32x4_t; 4] {
 impl<L: Level> Simd for Neon<L> {
     type F = F;
     type Tables = [uint8x16_t; 4];
+    /// Low and high ones of 16 bytes each.
+    type Nibbles = [[uint8x16_t; 2]; 4];
     /// In the order of bytes, as they lie in a plane.
     type Acc = [uint16x8_t; 4];
     /// In the order of bytes.
@@ -502,13 +498,22 @@ impl<L: Level> Simd for Neon<L> {
     fn acc_less(self, bias: u16) -> Self::Acc {
         op!([vdupq_n_u16(bias.wrapping_neg()); 4])
     }
-    /// 8 operations for 128 weight bits: mask, shift, two look-ups, four widening additions.
     #[inline(always)]
-    fn accumulate(self, mut acc: Self::Acc, t: Self::Tables, w: &[u8; 64]) -> Self::Acc {
-        for (i, w) in w.as_chunks::<16>().0.iter().enumerate() {
-            let (a, b) = look_up(&t[i / 2 * 2..], bytes(w));
-            let at = i % 2 * 2;
+    fn nibbles(self, w: &[u8; 64]) -> Self::Nibbles {
+        let mut nibbles = [[op!(vdupq_n_u8(0)); 2]; 4];
+        for (n, w) in nibbles.iter_mut().zip(w.as_chunks::<16>().0) {
+            let w = bytes(w);
+            *n = op!([vandq_u8(w, vdupq_n_u8(15)), vshrq_n_u8::<4>(w)]);
+        }
+        nibbles
+    }
+    /// 6 operations for 128 weight bits, two look-ups and four widening additions, and 2 for their nibbles.
+    #[inline(always)]
+    fn accumulate(self, mut acc: Self::Acc, t: Self::Tables, n: Self::Nibbles) -> Self::Acc {
+        for i in 0..4 {
+            let (first, at) = (i / 2 * 2, i % 2 * 2);
             op!({
+                let (a, b) = (vqtbl1q_u8(t[first], n[i][0]), vqtbl1q_u8(t[first + 1], n[i][1]));
                 acc[at] = vaddw_u8(vaddw_u8(acc[at], vget_low_u8(a)), vget_low_u8(b));
                 acc[at + 1] = vaddw_high_u8(vaddw_high_u8(acc[at + 1], a), b);
             });

@@ -68,27 +68,12 @@ unsafe fn pack_bytes(t: [__m256; 4], bias: u8, out: &mut [u8; 32]) {
     }
 }
 
-/// Entries of the low nibbles of a block in its first table, and of the high ones in the second.
-///
-/// # Safety
-/// AVX2 must be there.
-#[inline(always)]
-unsafe fn look_up(t: [__m256i; 2], w: &[u8; 32]) -> [__m256i; 2] {
-    // SAFETY: the caller vouches for AVX2; the load covers exactly the array.
-    unsafe {
-        let nibble = _mm256_set1_epi8(15);
-        let w = _mm256_loadu_si256(w.as_ptr().cast());
-        [
-            _mm256_shuffle_epi8(t[0], _mm256_and_si256(w, nibble)),
-            _mm256_shuffle_epi8(t[1], _mm256_and_si256(_mm256_srli_epi16::<4>(w), nibble)),
-        ]
-    }
-}
-
 impl Simd for Avx2 {
     type F = __m256;
     /// Each table twice, since look-ups do not leave a half of a register; by block.
     type Tables = [[__m256i; 2]; 2];
+    /// Low and high ones, by block.
+    type Nibbles = [[__m256i; 2]; 2];
     type Acc = Acc;
     type Sums = Sums;
     type Rows = [__m256; 4];
@@ -292,14 +277,25 @@ impl Simd for Avx2 {
             odd: _mm256_set1_epi16(bias.wrapping_neg().cast_signed()),
         })
     }
-    /// 11 operations for 256 weight bits. Bytes are added as pairs: `full` takes both bytes of a
+    #[inline(always)]
+    fn nibbles(self, w: &[u8; 64]) -> Self::Nibbles {
+        let mut nibbles = [[op!(_mm256_setzero_si256()); 2]; 2];
+        for (n, w) in nibbles.iter_mut().zip(w.as_chunks::<32>().0) {
+            op!({
+                let (mask, w) = (_mm256_set1_epi8(15), _mm256_loadu_si256(w.as_ptr().cast()));
+                *n = [_mm256_and_si256(w, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(w), mask)];
+            });
+        }
+        nibbles
+    }
+    /// 8 operations for 256 weight bits, and 3 for their nibbles. Bytes are added as pairs: `full` takes both bytes of a
     /// 16-bit lane at once, `odd` the upper one alone, and `sums` takes them apart again (the
     /// accumulation of faiss' PQ fast scan, impl/pq4_fast_scan).
     #[inline(always)]
-    fn accumulate(self, mut acc: Acc, t: Self::Tables, w: &[u8; 64]) -> Acc {
-        for (t, w) in t.into_iter().zip(w.as_chunks().0) {
+    fn accumulate(self, mut acc: Acc, t: Self::Tables, n: Self::Nibbles) -> Acc {
+        for (t, n) in t.into_iter().zip(n) {
             op!({
-                let [a, b] = look_up(t, w);
+                let (a, b) = (_mm256_shuffle_epi8(t[0], n[0]), _mm256_shuffle_epi8(t[1], n[1]));
                 acc.full = _mm256_add_epi16(_mm256_add_epi16(acc.full, a), b);
                 let (a, b) = (_mm256_srli_epi16::<8>(a), _mm256_srli_epi16::<8>(b));
                 acc.odd = _mm256_add_epi16(_mm256_add_epi16(acc.odd, a), b);

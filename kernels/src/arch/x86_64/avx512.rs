@@ -73,29 +73,6 @@ const NIBBLES: [i64; 2] = [0x1c18_1410_0c08_0400, 0x3c38_3430_2c28_2420];
 /// Which table is looked up by each nibble of a row, as the index of its first entry.
 const TABLES: i32 = 0x3020_1000;
 
-impl Avx512 {
-    /// Table entries of two blocks, the four of a row in one 32-bit lane: rows 0..16 and 16..32.
-    #[inline(always)]
-    fn look_up(self, t: __m512i, w: &[u8; 64]) -> [__m512i; 2] {
-        op!({
-            let rows = _mm512_loadu_si512(ROWS.as_ptr().cast());
-            let w = _mm512_permutexvar_epi8(rows, _mm512_loadu_si512(w.as_ptr().cast()));
-            let mut entries = [t; 2];
-            for (entries, first) in entries.iter_mut().zip(NIBBLES) {
-                let nibbles = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(first), w);
-                // (nibbles & 15) | TABLES
-                let index = _mm512_ternarylogic_epi32::<0b1110_1010>(
-                    nibbles,
-                    _mm512_set1_epi8(15),
-                    _mm512_set1_epi32(TABLES),
-                );
-                *entries = _mm512_permutexvar_epi8(index, t);
-            }
-            entries
-        })
-    }
-}
-
 /// Two tables' sums with their signs, each in order.
 ///
 /// # Safety
@@ -149,6 +126,7 @@ unsafe fn pack_bytes(t: [__m512; 2], bias: u8, out: &mut [u8; 32]) {
 impl Simd for Avx512 {
     type F = <Avx2 as Simd>::F;
     type Tables = __m512i;
+    type Nibbles = [__m512i; 2];
     /// Rows 0..16 and 16..32.
     type Acc = [__m512i; 2];
     type Sums = [__m512i; 2];
@@ -207,10 +185,30 @@ impl Simd for Avx512 {
     fn acc_less(self, bias: u16) -> Self::Acc {
         op!([_mm512_set1_epi32(-i32::from(bias)); 2])
     }
-    /// 9 operations for 512 weight bits: byte products with 1 add up the four entries of a row.
+    /// The four of a row in one 32-bit lane, rows 0..16 and 16..32, with their tables' first entries.
     #[inline(always)]
-    fn accumulate(self, mut acc: Self::Acc, t: __m512i, w: &[u8; 64]) -> Self::Acc {
-        for (acc, entries) in acc.iter_mut().zip(self.look_up(t, w)) {
+    fn nibbles(self, w: &[u8; 64]) -> Self::Nibbles {
+        op!({
+            let rows = _mm512_loadu_si512(ROWS.as_ptr().cast());
+            let w = _mm512_permutexvar_epi8(rows, _mm512_loadu_si512(w.as_ptr().cast()));
+            let mut nibbles = [w; 2];
+            for (nibbles, first) in nibbles.iter_mut().zip(NIBBLES) {
+                let n = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(first), w);
+                // (n & 15) | TABLES
+                *nibbles = _mm512_ternarylogic_epi32::<0b1110_1010>(
+                    n,
+                    _mm512_set1_epi8(15),
+                    _mm512_set1_epi32(TABLES),
+                );
+            }
+            nibbles
+        })
+    }
+    /// 4 operations for 512 weight bits, and 5 for their nibbles: byte products with 1 add up the four entries of a row.
+    #[inline(always)]
+    fn accumulate(self, mut acc: Self::Acc, t: __m512i, n: Self::Nibbles) -> Self::Acc {
+        for (acc, n) in acc.iter_mut().zip(n) {
+            let entries = op!(_mm512_permutexvar_epi8(n, t));
             *acc = op!(_mm512_dpbusd_epi32(*acc, entries, _mm512_set1_epi8(1)));
         }
         acc
