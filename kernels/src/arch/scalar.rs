@@ -206,19 +206,27 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn codes(self, x: &[u8; 4 * TILE]) -> Self::Codes {
-        core::array::from_fn(|r| x.as_chunks().0[r])
+        let mut codes = [[0; 4]; TILE];
+        codes.as_flattened_mut().copy_from_slice(x);
+        codes
     }
     #[inline(always)]
     fn codes_store(self, c: Self::Codes, out: &mut [u8; 4 * TILE]) {
         out.copy_from_slice(c.as_flattened());
     }
     #[inline(always)]
-    fn codes_field(self, c: Self::Codes, shift: i32, mask: u8) -> Self::Codes {
-        c.map(|c| c.map(|c| (if shift < 0 { c << -shift } else { c >> shift }) & mask))
+    fn codes_field(self, mut c: Self::Codes, shift: i32, mask: u8) -> Self::Codes {
+        for c in c.as_flattened_mut() {
+            *c = (if shift < 0 { *c << -shift } else { *c >> shift }) & mask;
+        }
+        c
     }
     #[inline(always)]
-    fn codes_or(self, a: Self::Codes, b: Self::Codes) -> Self::Codes {
-        core::array::from_fn(|r| core::array::from_fn(|i| a[r][i] | b[r][i]))
+    fn codes_or(self, mut a: Self::Codes, b: Self::Codes) -> Self::Codes {
+        for (a, b) in a.as_flattened_mut().iter_mut().zip(b.as_flattened()) {
+            *a |= b;
+        }
+        a
     }
     #[inline(always)]
     fn code_at(self, c: Self::Codes, i: usize) -> Self::Rows {
@@ -229,9 +237,13 @@ impl Simd for Scalar {
         [0; TILE]
     }
     #[inline(always)]
-    fn dot<const BITS: usize>(self, sums: [i32; TILE], c: Self::Codes, a: &[i8; 4]) -> [i32; TILE] {
-        let product = |c: [u8; 4]| (0..4).map(|i| i32::from(c[i]) * i32::from(a[i])).sum::<i32>();
-        core::array::from_fn(|r| sums[r] + product(c[r]))
+    fn dot<const BITS: usize>(self, mut sums: [i32; TILE], c: Self::Codes, a: &[i8; 4]) -> [i32; TILE] {
+        for (sum, c) in sums.iter_mut().zip(c) {
+            for i in 0..4 {
+                *sum += i32::from(c[i]) * i32::from(a[i]);
+            }
+        }
+        sums
     }
     #[inline(always)]
     fn dots_to_rows<const BITS: usize>(self, sums: [i32; TILE], _: f32) -> [f32; TILE] {
