@@ -4,6 +4,7 @@ use super::p32::{self, PlaneShape, TILE_ROWS};
 use super::params::{ParamKind, SUPERBLOCK};
 use super::{GROUPS, GROUPS_LIST, MAX_PLANES, c32};
 use crate::error::{Error, Result};
+use core::fmt;
 use half::f16;
 
 /// One packed matrix, borrowed from wherever it lies (usually a memory map). All lengths were checked
@@ -50,18 +51,20 @@ impl<'a> Packed<'a> {
         if !GROUPS.contains(&group) {
             return Err(Error::Shape { what: "group", found: group, allowed: GROUPS_LIST });
         }
-        let check = |what: String, expected, found| {
-            if expected == found { Ok(()) } else { Err(Error::Length { what, expected, found }) }
+        // The name is made only when it is needed: a step makes a view of every matrix, and must not allocate.
+        let check = |what: fmt::Arguments<'_>, expected, found| match expected == found {
+            true => Ok(()),
+            false => Err(Error::Length { what: what.to_string(), expected, found }),
         };
         let widths = kind.widths(planes);
-        check("planes or fields".into(), widths.len(), parts.len())?;
+        check(format_args!("planes or fields"), widths.len(), parts.len())?;
         for (i, (part, width)) in parts.iter().zip(widths).enumerate() {
             let expected = kind.part_bytes(shape, *width).ok_or_else(too_large)?;
-            check(format!("plane or field {i}"), expected, part.len())?;
+            check(format_args!("plane or field {i}"), expected, part.len())?;
         }
         let set = kind.set_bytes(shape, planes, group).ok_or_else(too_large)?;
-        check("parameter set".into(), set, params.len())?;
-        check("row scales".into(), kind.row_scale_bytes(shape, planes), row_scales.len())?;
+        check(format_args!("parameter set"), set, params.len())?;
+        check(format_args!("row scales"), kind.row_scale_bytes(shape, planes), row_scales.len())?;
         let mut all: [&[u8]; MAX_PLANES] = [&[]; MAX_PLANES];
         all[..parts.len()].copy_from_slice(parts);
         Ok(Packed { shape, group, kind, planes, parts: all, params, row_scales })

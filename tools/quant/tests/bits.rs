@@ -1,35 +1,21 @@
 //! A short generation, packed and generated on this machine, as one hash: all tiers have to agree, and the hash is
 //! printed, so that machines of different architectures can be compared as well (`.ci/run aarch64`).
 
+mod common;
+
+use common::pack;
 use lutite_kernels::isa::Isa;
 use lutite_models::{OpenOptions, Path, Tokenizer, open};
-use lutite_quant::{Bits, PackJob, PackOptions, Plan, pack_in_memory};
+use lutite_quant::{Bits, PackOptions};
 use lutite_runtime::decode::{Decoder, Logits};
 use lutite_runtime::os::map::Map;
 use lutite_runtime::sample::argmax;
 use lutite_runtime::store::{Bytes, Gguf};
-use std::sync::atomic::AtomicBool;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 /// A model of 260,032 floats that tells stories; `models/tests/data/reference/README.md` has its origin.
 const STORIES: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tests/data/reference/stories260K-f32.gguf");
-
-/// The model with 4 planes per matrix.
-fn pack(source: &Bytes) -> Bytes {
-    let gguf = Gguf::parse(source).unwrap();
-    let options = PackOptions { bits: Bits::Planes(4), group: 32, ..PackOptions::exact() };
-    let job = PackJob {
-        source: &gguf,
-        source_hash: 0,
-        imatrix: None,
-        measure: None,
-        threads: 2,
-        progress: &|_, _| {},
-        cancel: &AtomicBool::new(false),
-    };
-    Bytes::new(pack_in_memory(&Plan::new(&gguf, &options).unwrap(), &job).unwrap())
-}
 
 /// A greedy continuation of `prompt`, and a hash of all logits on the way.
 fn generate(bytes: &Bytes, isa: Isa, path: Path, prompt: &str, tokens: usize) -> (String, u64) {
@@ -51,7 +37,8 @@ fn generate(bytes: &Bytes, isa: Isa, path: Path, prompt: &str, tokens: usize) ->
 #[test]
 fn bits_of_a_generation() {
     let source = Bytes::new(Map::open(STORIES).unwrap());
-    let packed = pack(&source);
+    // 4 planes per matrix.
+    let packed = pack(&source, &PackOptions { bits: Bits::Planes(4), group: 32, ..PackOptions::exact() });
     println!("bits: packed file = {:016x}", xxh3_64(&packed));
     for (name, bytes, path) in
         [("generation by tables", &packed, Path::Lut), ("generation by floats", &source, Path::Plain)]

@@ -24,8 +24,13 @@ pub(crate) fn smollm2() -> Option<Smollm2> {
     };
     let path = dir.join("SmolLM2-135M-Instruct.Q4_1.gguf");
     let source = Bytes::new(Map::open(&path).unwrap());
-    let gguf = Gguf::parse(&source).unwrap();
-    let plan = Plan::new(&gguf, &PackOptions::exact()).unwrap();
+    let packed = pack(&source, &PackOptions::exact());
+    Some(Smollm2 { path, source, packed })
+}
+
+/// The packed form of `source`.
+pub(crate) fn pack(source: &Bytes, options: &PackOptions) -> Bytes {
+    let gguf = Gguf::parse(source).unwrap();
     let job = PackJob {
         source: &gguf,
         source_hash: 0,
@@ -35,6 +40,5 @@ pub(crate) fn smollm2() -> Option<Smollm2> {
         progress: &|_, _| {},
         cancel: &AtomicBool::new(false),
     };
-    let packed = Bytes::new(pack_in_memory(&plan, &job).unwrap());
-    Some(Smollm2 { path, source, packed })
+    Bytes::new(pack_in_memory(&Plan::new(&gguf, options).unwrap(), &job).unwrap())
 }
