@@ -1,5 +1,7 @@
 //! The real model that tests of several targets use.
 
+#![allow(dead_code, reason = "not every target uses all of it")]
+
 use lutite_quant::{PackJob, PackOptions, Plan, pack_in_memory};
 use lutite_runtime::os::map::Map;
 use lutite_runtime::store::{Bytes, Gguf};
@@ -8,9 +10,7 @@ use std::sync::atomic::AtomicBool;
 
 /// A model's file, its bytes, and its exact packing.
 pub(crate) struct Smollm2 {
-    #[allow(dead_code, reason = "not all targets name the file")]
     pub(crate) path: PathBuf,
-    #[allow(dead_code, reason = "nor read it")]
     pub(crate) source: Bytes,
     pub(crate) packed: Bytes,
 }
