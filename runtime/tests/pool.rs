@@ -147,6 +147,54 @@ fn sleepers_are_woken_for_a_stage() {
     }
 }
 
+/// A worker that is put aside with a chunk in hand leaves the next stages to the others for a while, and comes back.
+#[test]
+fn a_worker_that_was_put_aside_sits_out() {
+    if !two_cpus() {
+        return;
+    }
+    let mut pool = pool(2);
+    let start = Instant::now();
+    // When the worker ended its last chunk, in microseconds; 0 before.
+    let last = AtomicUsize::new(0);
+    let short = |pool: &mut Pool| {
+        pool.each_by(8, |worker, _| {
+            let end = Instant::now() + Duration::from_micros(20);
+            while Instant::now() < end {
+                std::hint::spin_loop();
+            }
+            if worker == 1 {
+                last.store(start.elapsed().as_micros() as usize, Ordering::Relaxed);
+            }
+        });
+    };
+    // Until it knows how long chunks take.
+    let warm = Instant::now();
+    while warm.elapsed() < Duration::from_millis(50) {
+        short(&mut pool);
+    }
+    let slow = AtomicBool::new(false);
+    while !slow.load(Ordering::Relaxed) {
+        pool.each_by(2, |worker, _| match worker {
+            1 => {
+                std::thread::sleep(Duration::from_millis(30));
+                last.store(start.elapsed().as_micros() as usize, Ordering::Relaxed);
+                slow.store(true, Ordering::Relaxed);
+            }
+            // The other chunk is the worker's.
+            _ => std::thread::sleep(Duration::from_millis(5)),
+        });
+    }
+    let put_aside = last.load(Ordering::Relaxed);
+    let since = Instant::now();
+    while last.load(Ordering::Relaxed) == put_aside {
+        assert!(since.elapsed() < Duration::from_secs(20), "the worker does not come back");
+        short(&mut pool);
+    }
+    let away = last.load(Ordering::Relaxed) - put_aside;
+    assert!(away >= 20_000, "the worker was away for {away} us only");
+}
+
 #[test]
 fn a_panic_in_a_chunk_is_the_callers_and_survived() {
     for workers in [1, 2, 3, 8] {

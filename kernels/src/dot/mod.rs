@@ -3,8 +3,8 @@
 //! The uniform kinds' weights are `d * code + m`, and a product over a step of up to 32 columns is
 //!
 //! ```text
-//! y = y + d (delta sum code a + c lost) + m X        a = round(x / delta), 8 bits, and 8 more where these are too few
-//!                                                    X = sum of x, lost = X - delta sum a, in f32
+//! y = y + d (delta sum code a + code_i x_i + c lost) + m X        x_i is the largest, a = round(x / delta) of the others,
+//!                                                                 X = sum of x, lost = X - delta sum a - x_i, in f32
 //! ```
 //!
 //! with `c` the code in the middle (or the one that stands for 0), so that rounding `x` touches only what a weight
