@@ -22,7 +22,7 @@ const SEGMENT: usize = 256;
 const CHUNK_BYTES: usize = 512 << 10;
 
 /// Chunks per worker that a matrix is cut into at least, so that all finish at about the same time.
-const CHUNKS_PER_WORKER: usize = 4;
+const CHUNKS_PER_WORKER: usize = 2;
 
 /// A matrix `[rows][cols]` of weights, in one of its two forms.
 #[derive(Debug)]
