@@ -1,8 +1,11 @@
 //! A step of a model must not allocate, of one token or of many, whatever its weights are. Its own test target, because it
 //! replaces the allocator. Needs `LUTITE_TEST_DATA` for whole codes (tools/fetch-test-data.sh).
 
+#[path = "../../../runtime/tests/common/allocations.rs"]
+mod allocations;
 mod common;
 
+use allocations::allocations_of;
 use common::{pack, smollm2};
 use lutite_kernels::isa::Isa;
 use lutite_models::{OpenOptions, Path, open};
@@ -11,35 +14,12 @@ use lutite_runtime::decode::{Decoder, Logits};
 use lutite_runtime::kv::KvType;
 use lutite_runtime::os::map::Map;
 use lutite_runtime::store::Bytes;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 const STORIES: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tests/data/reference/stories260K-f32.gguf");
 
 /// Allocations of 80 positions in steps of 1, 2, 5 and 32, after one step of each to start with.
-fn allocations(bytes: &Bytes, isa: Isa, path: Path, kv: KvType, workers: usize) -> usize {
+fn allocations_in(bytes: &Bytes, isa: Isa, path: Path, kv: KvType, workers: usize) -> usize {
     let options =
         OpenOptions { path, kv: kv.into(), workers, batch: 32, context: Some(128), ..OpenOptions::new(isa) };
     let mut model = open::open(bytes, &options).unwrap();
@@ -55,9 +35,7 @@ fn allocations(bytes: &Bytes, isa: Isa, path: Path, kv: KvType, workers: usize) 
     };
     // Threads and locks may allocate when they are first used.
     run();
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
-    run();
-    ALLOCATIONS.load(Ordering::Relaxed) - before
+    allocations_of(run)
 }
 
 #[test]
@@ -76,7 +54,7 @@ fn steps_do_not_allocate() {
             // The stories' heads have 8 dimensions; a cache of bytes takes 32 and more.
             let small = if *name == "whole codes" { KvType::Q8_0 } else { KvType::F16 };
             for (kv, workers) in [(KvType::F16, 1), (small, 2), (KvType::F32, 3)] {
-                let n = allocations(bytes, isa, *path, kv, workers);
+                let n = allocations_in(bytes, isa, *path, kv, workers);
                 assert_eq!(n, 0, "{name}, {}, {kv:?}, {workers} workers", isa.name());
             }
         }
