@@ -238,7 +238,10 @@ impl Shared {
                 return;
             }
             self.take_part(id, &mut watch);
-            let make_way = watch.on && self.make_way.swap(false, Ordering::Relaxed);
+            // Read first: a change would take the line from the others at every stage.
+            let make_way = watch.on
+                && self.make_way.load(Ordering::Relaxed)
+                && self.make_way.swap(false, Ordering::Relaxed);
             if std::mem::take(&mut watch.aside) | make_way {
                 let until = watch.sit_out();
                 // In parts, so that nobody waits long for it to stop.
