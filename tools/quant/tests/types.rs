@@ -1,13 +1,15 @@
 //! A model in each of ggml's block formats: read plainly it is the model of its weights as f32, bit for bit, and packed
 //! exactly it predicts nearly the same.
 
+mod common;
+
+use common::pack;
 use lutite_kernels::ggml::{GgmlType, dequantize_row};
 use lutite_kernels::isa::Isa;
 use lutite_models::{OpenOptions, Path, open};
-use lutite_quant::{PackJob, PackOptions, Plan, pack_in_memory};
+use lutite_quant::PackOptions;
 use lutite_runtime::decode::{Decoder, Logits};
 use lutite_runtime::store::{Bytes, Gguf, GgufWriter};
-use std::sync::atomic::AtomicBool;
 
 /// The types, and where the f16 scales of a block are; those after the first scale minima.
 const TYPES: [(GgmlType, &[usize]); 15] = [
@@ -126,22 +128,6 @@ fn logits(bytes: &[u8], path: Path) -> Vec<f32> {
     model.step(&[3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26], Logits::All).unwrap().to_vec()
 }
 
-fn pack(source: &[u8]) -> Vec<u8> {
-    let gguf = Gguf::parse(source).unwrap();
-    let plan = Plan::new(&gguf, &PackOptions::exact()).unwrap();
-    let cancel = AtomicBool::new(false);
-    let job = PackJob {
-        source: &gguf,
-        source_hash: 1,
-        imatrix: None,
-        measure: None,
-        threads: 2,
-        progress: &|_, _| {},
-        cancel: &cancel,
-    };
-    pack_in_memory(&plan, &job).unwrap()
-}
-
 #[test]
 fn every_type_runs() {
     for (ty, scales) in TYPES {
@@ -149,7 +135,7 @@ fn every_type_runs() {
         let expected = logits(&floats, Path::Plain);
         assert!(logits(&blocks, Path::Plain) == expected, "{ty}: plainly");
 
-        let packed = pack(&blocks);
+        let packed = pack(&Bytes::new(blocks.clone()), &PackOptions::exact());
         // The table of token vectors stays as it is; all else is planes.
         let gguf = Gguf::parse(&packed).unwrap();
         assert_eq!(gguf.str_array("lutite.tensors").unwrap().unwrap().count(), MATRICES.len() - 1);
