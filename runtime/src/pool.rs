@@ -14,9 +14,9 @@
 //!
 //! **A stage ends when its chunks are done, not when all workers have come.** A worker that the system has put
 //! aside holds others up only if it has a chunk in hand; otherwise it finds stages over, and takes part again
-//! with the first one that it meets open. Who was put aside with a chunk in hand leaves the next stages to the others for
-//! a while. So a machine that is busy with other work costs the time of a chunk now and then, and with one worker left
-//! the others' absence costs nothing.
+//! with the first one that it meets open. Who loses its CPU again and again leaves the stages to the others for a while.
+//! So a machine that is busy with other work costs the time of a chunk now and then, and with one worker left the others'
+//! absence costs nothing.
 //!
 //! Waiting workers spin for at most [`SPIN`] and then sleep. A stage wakes no more of them than it has chunks for,
 //! and than CPUs may run: of 8 workers on 2 CPUs, 6 sleep at any time, and the rest runs as if it were alone.

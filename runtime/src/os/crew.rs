@@ -27,18 +27,19 @@
 //! A thread without a chunk owes nothing to anybody: it may sleep, be put aside by the system, or wake up
 //! stages too late, and nobody waits for it. A wake-up at the start of a stage is a wish.
 //!
-//! Who is put aside with a chunk in hand holds all others up for milliseconds, where chunks take microseconds. It is
-//! likely to happen again, since its CPU has other work. So a thread then sits out for a while ([`Watch`]), and where it was
-//! the caller, some thread does so, and leaves the caller its CPU.
+//! A thread that is put aside with chunks in hand again and again sits out for a while ([`Watch`]), and where it is the
+//! caller, some thread does so, and leaves the caller its CPU.
 
 use crate::pool::bell::Bell;
 use crate::pool::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::pool::sync::{Arc, Builder, JoinHandle, UnsafeCell};
 use std::io;
 use std::time::{Duration, Instant};
+use watch::Watch;
 
 #[cfg(all(test, loom))]
 mod model;
+mod watch;
 
 /// What a stage executes for each of its chunks, given the worker's number and the chunk's.
 pub(crate) type Task<'a> = dyn Fn(usize, usize) + Sync + 'a;
@@ -65,8 +66,8 @@ struct Shared {
     /// The caller waits here for its end.
     end: Bell,
     stop: AtomicBool,
-    /// Set when the caller was put aside: the thread that resets it sits out.
-    make_way: AtomicBool,
+    /// Milliseconds that a thread has to sit out for the caller, which was put aside: the one that resets it.
+    make_way: AtomicUsize,
     spin: Duration,
 }
 
@@ -103,7 +104,7 @@ impl Crew {
             work: Bell::new(),
             end: Bell::new(),
             stop: AtomicBool::new(false),
-            make_way: AtomicBool::new(false),
+            make_way: AtomicUsize::new(0),
             spin,
         });
         let on_start = Arc::new(on_start);
@@ -143,8 +144,8 @@ impl Crew {
         stage.left.store(n, Ordering::Release);
         work.ring(n - 1, self.rest);
         self.shared.take_part(0, &mut self.watch);
-        if std::mem::take(&mut self.watch.aside) {
-            self.shared.make_way.store(true, Ordering::Relaxed);
+        if let Some(rest) = self.watch.take() {
+            self.shared.make_way.store(rest.as_millis() as usize, Ordering::Relaxed);
         }
         end.wait(*spin, || unfinished.load(Ordering::Acquire) == 0);
         std::mem::forget(guard);
@@ -171,62 +172,6 @@ impl Drop for Crew {
     }
 }
 
-/// A worker's eye on how long its chunks take.
-struct Watch {
-    /// Whether to look at all.
-    on: bool,
-    /// When the last chunk was done, or the first one begun.
-    last: Option<Instant>,
-    /// Mean time of a chunk, of late.
-    mean: Duration,
-    /// Whether a chunk took so long that the worker must have been put aside.
-    aside: bool,
-    /// How long it has sat out the last time, and until when.
-    rest: Duration,
-    until: Option<Instant>,
-}
-
-impl Watch {
-    /// A system's time slices are longer than this, and few chunks are.
-    const LONG: Duration = Duration::from_millis(1);
-    /// Chunks of one model differ by less than this.
-    const FACTOR: u32 = 8;
-    /// How long to sit out: from the first time to the last of several in a row.
-    const REST: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(320)];
-
-    /// Of workers that spin; others have given up their CPU between stages anyway.
-    fn new(spin: Duration) -> Watch {
-        let (mean, rest) = (Duration::ZERO, Duration::ZERO);
-        Watch { on: !spin.is_zero(), last: None, mean, aside: false, rest, until: None }
-    }
-
-    /// Before the first chunk of a stage.
-    fn begin(&mut self) {
-        self.last = self.on.then(Instant::now);
-    }
-
-    /// After a chunk.
-    fn done(&mut self) {
-        if let Some(last) = self.last {
-            let now = Instant::now();
-            let took = now - last;
-            let mean = if self.mean.is_zero() { took } else { self.mean };
-            self.aside |= took > Self::LONG && took > mean * Self::FACTOR;
-            self.mean = (mean * 15 + took) / 16;
-            self.last = Some(now);
-        }
-    }
-
-    /// Until when to sit out, from now on.
-    fn sit_out(&mut self) -> Instant {
-        let now = Instant::now();
-        let [first, last] = Self::REST;
-        let again = self.until.is_some_and(|until| now - until < last);
-        self.rest = if again { (self.rest * 2).min(last) } else { first };
-        *self.until.insert(now + self.rest)
-    }
-}
-
 impl Shared {
     /// A thread's life.
     fn serve(&self, id: usize) {
@@ -239,11 +184,13 @@ impl Shared {
             }
             self.take_part(id, &mut watch);
             // Read first: a change would take the line from the others at every stage.
-            let make_way = watch.on
-                && self.make_way.load(Ordering::Relaxed)
-                && self.make_way.swap(false, Ordering::Relaxed);
-            if std::mem::take(&mut watch.aside) | make_way {
-                let until = watch.sit_out();
+            let make_way = match self.make_way.load(Ordering::Relaxed) {
+                0 => 0,
+                _ => self.make_way.swap(0, Ordering::Relaxed),
+            };
+            let rest = watch.take().unwrap_or_default().max(Duration::from_millis(make_way as u64));
+            if !rest.is_zero() {
+                let until = Instant::now() + rest;
                 // In parts, so that nobody waits long for it to stop.
                 while Instant::now() < until && !stop.load(Ordering::Acquire) {
                     std::thread::sleep(Duration::from_millis(5));
@@ -252,12 +199,11 @@ impl Shared {
         }
     }
 
-    /// Claims and does chunks until all are claimed, or one has taken too long.
+    /// Claims and does chunks until all are claimed, or a thread has to sit out.
     fn take_part(&self, id: usize, watch: &mut Watch) {
         let Stage { left, slot } = &self.stage.0;
         let mut seen = left.load(Ordering::Relaxed);
-        watch.begin();
-        while seen > 0 && (id == 0 || !watch.aside) {
+        while seen > 0 && (id == 0 || !watch.aside()) {
             if let Err(now) = left.compare_exchange(seen, seen - 1, Ordering::Acquire, Ordering::Relaxed) {
                 seen = now;
                 continue;

@@ -9,3 +9,4 @@ pub mod map;
 pub mod memory;
 pub mod shared;
 pub mod topology;
+mod usage;
