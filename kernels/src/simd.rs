@@ -42,6 +42,8 @@ pub(crate) trait Simd: Copy {
     type Dots: Copy;
     /// The same for two tokens.
     type Pair: Copy;
+    /// How many [`Simd::W`] the registers hold.
+    const WIDES: usize;
     /// Whether products with many tokens are made for two of them at once.
     const PAIRS: bool;
 
@@ -110,10 +112,24 @@ pub(crate) trait Simd: Copy {
     fn wide_load(self, x: &[f32; WIDE]) -> Self::W;
     /// 16 floats to memory.
     fn wide_store(self, v: Self::W, out: &mut [f32; WIDE]);
+    /// `a + b`
+    fn wide_add(self, a: Self::W, b: Self::W) -> Self::W;
+    /// `a - b`
+    fn wide_sub(self, a: Self::W, b: Self::W) -> Self::W;
     /// `a * b`
     fn wide_mul(self, a: Self::W, b: Self::W) -> Self::W;
+    /// `a / b`
+    fn wide_div(self, a: Self::W, b: Self::W) -> Self::W;
     /// `a * b + c` with one rounding.
     fn wide_fma(self, a: Self::W, b: Self::W, c: Self::W) -> Self::W;
+    /// As [`Simd::max`].
+    fn wide_max(self, a: Self::W, b: Self::W) -> Self::W;
+    /// As [`Simd::min`].
+    fn wide_min(self, a: Self::W, b: Self::W) -> Self::W;
+    /// As [`Simd::round`].
+    fn wide_round(self, a: Self::W) -> Self::W;
+    /// As [`Simd::exp2i`].
+    fn wide_exp2i(self, n: Self::W) -> Self::W;
 
     /// `(|x0| + |x1|) + (|x2| + |x3|)` of each 4 activations, the lanes in an order of the tier's own.
     fn tuples(self, x: &[f32; 4 * LANES]) -> Self::F;
@@ -260,6 +276,41 @@ pub(crate) fn store_tail<S: Simd>(s: S, v: S::F, tail: &mut [f32]) {
     tail.copy_from_slice(&b[..tail.len()]);
 }
 
+/// The first 16 numbers of `x`, or all of them and zeros.
+#[inline(always)]
+pub(crate) fn first_wide(x: &[f32]) -> [f32; WIDE] {
+    let mut b = [0.0; WIDE];
+    let n = x.len().min(WIDE);
+    b[..n].copy_from_slice(&x[..n]);
+    b
+}
+
+/// The sum of any number of floats, over 8 lanes and the one tree.
+#[inline(always)]
+pub(crate) fn sum<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let (whole, tail) = blocks(x);
+    let mut acc = s.splat(0.0);
+    for x in whole {
+        acc = s.add(acc, s.load(x));
+    }
+    s.sum(s.add(acc, load_tail(s, tail, 0.0)))
+}
+
+/// Replaces each number by `exp(x - top)`; see [`exp`].
+#[inline(always)]
+pub(crate) fn exp_less<S: Simd>(s: S, x: &mut [f32], top: f32) {
+    let top = s.wide_splat(top);
+    let (whole, tail) = x.as_chunks_mut::<WIDE>();
+    for x in whole {
+        s.wide_store(exp(s, s.wide_sub(s.wide_load(x), top)), x);
+    }
+    if !tail.is_empty() {
+        let mut x = first_wide(tail);
+        s.wide_store(exp(s, s.wide_sub(s.wide_load(&x), top)), &mut x);
+        tail.copy_from_slice(&x[..tail.len()]);
+    }
+}
+
 /// `exp(x)` within 2 units in the last place; `x` is first clamped to -87.34..=88.37, so that results
 /// stay between the smallest normal number and the largest. NaN gives NaN or a clamped end: callers
 /// keep NaN out.
@@ -267,16 +318,16 @@ pub(crate) fn store_tail<S: Simd>(s: S, v: S::F, tail: &mut [f32]) {
 /// Range reduction by ln 2 in two parts and the degree-5 minimax polynomial of Cephes `expf`
 /// (netlib.org/cephes, single/expf.c).
 #[inline(always)]
-pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
+pub(crate) fn exp<S: Simd>(s: S, x: S::W) -> S::W {
     const LO: f32 = -87.336_54; // ln of the smallest normal number
-    let x = s.min(x, s.splat(88.376_26));
-    let n = s.round(s.mul(s.max(x, s.splat(LO)), s.splat(core::f32::consts::LOG2_E)));
-    let r = s.fma(n, s.splat(-0.693_359_4), s.max(x, s.splat(LO)));
-    let r = s.fma(n, s.splat(2.121_944_4e-4), r);
-    let mut p = s.splat(1.987_569_1e-4);
+    let x = s.wide_max(s.wide_min(x, s.wide_splat(88.376_26)), s.wide_splat(LO));
+    let n = s.wide_round(s.wide_mul(x, s.wide_splat(core::f32::consts::LOG2_E)));
+    let r = s.wide_fma(n, s.wide_splat(-0.693_359_4), x);
+    let r = s.wide_fma(n, s.wide_splat(2.121_944_4e-4), r);
+    let mut p = s.wide_splat(1.987_569_1e-4);
     for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = s.fma(p, r, s.splat(c));
+        p = s.wide_fma(p, r, s.wide_splat(c));
     }
-    let p = s.add(s.fma(p, s.mul(r, r), r), s.splat(1.0));
-    s.mul(p, s.exp2i(n))
+    let p = s.wide_add(s.wide_fma(p, s.wide_mul(r, r), r), s.wide_splat(1.0));
+    s.wide_mul(p, s.wide_exp2i(n))
 }

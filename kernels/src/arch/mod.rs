@@ -6,6 +6,8 @@
 macro_rules! wide_as_pairs {
     () => {
         type W = [Self::F; 2];
+        /// Of 16 registers of 8 lanes, or 32 of 4.
+        const WIDES: usize = 8;
 
         #[inline(always)]
         fn wide_splat(self, x: f32) -> Self::W {
@@ -42,12 +44,40 @@ macro_rules! wide_as_pairs {
             self.store(v[1], &mut out[1]);
         }
         #[inline(always)]
+        fn wide_add(self, a: Self::W, b: Self::W) -> Self::W {
+            [self.add(a[0], b[0]), self.add(a[1], b[1])]
+        }
+        #[inline(always)]
+        fn wide_sub(self, a: Self::W, b: Self::W) -> Self::W {
+            [self.sub(a[0], b[0]), self.sub(a[1], b[1])]
+        }
+        #[inline(always)]
         fn wide_mul(self, a: Self::W, b: Self::W) -> Self::W {
             [self.mul(a[0], b[0]), self.mul(a[1], b[1])]
         }
         #[inline(always)]
+        fn wide_div(self, a: Self::W, b: Self::W) -> Self::W {
+            [self.div(a[0], b[0]), self.div(a[1], b[1])]
+        }
+        #[inline(always)]
+        fn wide_max(self, a: Self::W, b: Self::W) -> Self::W {
+            [self.max(a[0], b[0]), self.max(a[1], b[1])]
+        }
+        #[inline(always)]
+        fn wide_min(self, a: Self::W, b: Self::W) -> Self::W {
+            [self.min(a[0], b[0]), self.min(a[1], b[1])]
+        }
+        #[inline(always)]
         fn wide_fma(self, a: Self::W, b: Self::W, c: Self::W) -> Self::W {
             [self.fma(a[0], b[0], c[0]), self.fma(a[1], b[1], c[1])]
+        }
+        #[inline(always)]
+        fn wide_round(self, a: Self::W) -> Self::W {
+            [self.round(a[0]), self.round(a[1])]
+        }
+        #[inline(always)]
+        fn wide_exp2i(self, n: Self::W) -> Self::W {
+            [self.exp2i(n[0]), self.exp2i(n[1])]
         }
     };
 }

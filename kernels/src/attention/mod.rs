@@ -26,7 +26,7 @@ mod cache;
 mod tiles;
 
 use crate::isa::Isa;
-use crate::simd::{Kernel, LANES, Simd, WIDE, exp, load_tail, store_tail};
+use crate::simd::{Kernel, LANES, Simd, WIDE, blocks, exp, exp_less, load_tail, sum};
 pub use cache::{KvLayout, KvType};
 use core::ops::Range;
 use tiles::Tile;
@@ -97,13 +97,21 @@ pub fn attend(isa: Isa, head: Head<'_>, queries: Queries<'_>, spans: Range<usize
         head.keys.len(),
         head.values.len()
     );
+    // Nothing behind what the last query sees is asked for.
+    let (seen, layout) = (first + n / heads, head.layout);
+    let head = Head {
+        keys: &head.keys[..layout.key_bytes(seen).min(head.keys.len())],
+        values: &head.values[..layout.value_bytes(seen).min(head.values.len())],
+        layout,
+    };
     let mut weights = [[0.0; SPAN]; MAX_TILE];
     for span in spans {
         let from = span * SPAN;
-        let mut i = from.saturating_sub(first) * heads; // the first query that sees the span
+        let start = from.saturating_sub(first) * heads; // the first query that sees the span
+        let mut i = start;
         while i < n {
             let states = &mut states[i * len..];
-            let group = Group { isa, head, queries, from, i };
+            let group = Group { isa, head, queries, from, i, first_use: i == start };
             // As few tiles as there can be, and none of a single query if that can be avoided.
             i += match n - i {
                 1 => group.run::<1>(&mut weights, states),
@@ -123,12 +131,14 @@ struct Group<'a> {
     queries: Queries<'a>,
     from: usize,
     i: usize,
+    /// Whether they are the first of these queries that read the span.
+    first_use: bool,
 }
 
 impl Group<'_> {
     /// Attends with `Q` queries, and returns `Q`. `weights` is scratch, `states` starts with theirs.
     fn run<const Q: usize>(self, weights: &mut [[f32; SPAN]; MAX_TILE], states: &mut [f32]) -> usize {
-        let Group { isa, head, queries: Queries { x, heads, first }, from, i } = self;
+        let Group { isa, head, queries: Queries { x, heads, first }, from, i, first_use } = self;
         let dim = head.layout.dim();
         let len = state_len(dim);
         let states = &mut states[..Q * len];
@@ -137,6 +147,7 @@ impl Group<'_> {
             from,
             queries: core::array::from_fn(|q| &x[(i + q) * dim..(i + q + 1) * dim]),
             seen: core::array::from_fn(|q| (first + (i + q) / heads + 1 - from).min(SPAN)),
+            first_use,
         };
         let weights = weights.first_chunk_mut::<Q>().expect("Q is at most MAX_TILE");
         tile.scores(isa, weights);
@@ -162,29 +173,18 @@ impl Kernel for Weigh<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> [f32; 2] {
-        let (whole, tail) = self.x.as_chunks_mut::<LANES>();
+        let (whole, tail) = blocks(self.x);
         let mut max = s.splat(f32::NEG_INFINITY);
-        for x in &*whole {
-            max = s.max(s.load(x), max);
+        let mut nan = s.splat(0.0); // stays 0 unless a score is not finite
+        for x in whole {
+            let x = s.load(x);
+            max = s.max(x, max);
+            nan = s.fma(x, s.splat(0.0), nan);
         }
         let max = s.hmax(s.max(load_tail(s, tail, f32::NEG_INFINITY), max));
-
-        let top = s.splat(max);
-        let (mut sum, mut nan) = (s.splat(0.0), s.splat(0.0)); // `nan` stays 0 unless a score is not finite
-        for x in whole {
-            let below = s.sub(s.load(x), top);
-            nan = s.fma(below, s.splat(0.0), nan);
-            let e = exp(s, below);
-            sum = s.add(sum, e);
-            s.store(e, x);
-        }
-        if !tail.is_empty() {
-            let below = s.sub(load_tail(s, tail, max), top);
-            nan = s.fma(below, s.splat(0.0), nan);
-            store_tail(s, exp(s, below), tail);
-            sum = s.add(sum, load_tail(s, tail, 0.0));
-        }
-        merge_stats(s, self.stats, [max, s.sum(sum) + s.sum(nan)])
+        nan = s.fma(load_tail(s, tail, 0.0), s.splat(0.0), nan);
+        exp_less(s, self.x, max);
+        merge_stats(s, self.stats, [max, sum(s, self.x) + s.sum(nan)])
     }
 }
 
@@ -196,9 +196,9 @@ fn merge_stats<S: Simd>(s: S, old: &mut [f32; 2], new: [f32; 2]) -> [f32; 2] {
         return [0.0, 1.0];
     }
     let max = if new[0] > old[0] { new[0] } else { old[0] };
-    let mut e = [0.0; LANES];
+    let mut e = [0.0; WIDE];
     (e[0], e[1]) = (old[0] - max, new[0] - max);
-    s.store(exp(s, s.load(&e)), &mut e);
+    s.wide_store(exp(s, s.wide_load(&e)), &mut e);
     *old = [max, new[1].mul_add(e[1], old[1] * e[0])];
     [e[0], e[1]]
 }

@@ -6,23 +6,26 @@
 use super::cache::{BLOCK, GROUP, KvType};
 use super::{Head, SPAN};
 use crate::isa::Isa;
-use crate::simd::{Kernel, Simd, WIDE};
+use crate::simd::{Kernel, Simd, WIDE, prefetch_lines};
 use core::marker::PhantomData;
 
-/// How many wide registers stand beside `Q` queries: 8 to 12 chains of 8 lanes hide the latency of two multiply-adds
-/// per cycle, and leave room for operands in 16 registers.
-const fn wides(queries: usize) -> usize {
-    match queries {
-        1 => 4,
-        2 | 3 => 2,
+/// How far ahead of their use keys and values are asked for: they lie in too short pieces for the hardware to do so.
+const PREFETCH_BYTES: usize = 4096;
+
+/// How many times 16 sums stand beside `Q` queries: 4 to 12 chains hide the latency of two multiply-adds per cycle, and
+/// leave room for operands in the registers, which hold `hold` times 16 numbers.
+const fn wides(queries: usize, hold: usize) -> usize {
+    match (queries, hold) {
+        (1, _) => 4,
+        (2 | 3, _) | (_, 32..) => 2,
         _ => 1,
     }
 }
 
-/// Evaluates `$call` with `$w` as the number of wide registers for `Q` queries.
+/// Evaluates `$call` with `$w` as the number of wide sums for `$queries` on tier `$simd`.
 macro_rules! with_wides {
-    ($queries:expr, $w:ident => $call:expr) => {
-        match wides($queries) {
+    ($simd:ident, $queries:expr, $w:ident => $call:expr) => {
+        match wides($queries, $simd::WIDES) {
             4 => {
                 const $w: usize = 4;
                 $call
@@ -153,6 +156,8 @@ pub(super) struct Tile<'a, const Q: usize> {
     pub(super) queries: [&'a [f32]; Q],
     /// How many of the span's positions each sees; not decreasing, the first at least 1.
     pub(super) seen: [usize; Q],
+    /// Whether the span probably comes from memory, not from a cache: a hint, without influence on the result.
+    pub(super) first_use: bool,
 }
 
 impl<const Q: usize> Tile<'_, Q> {
@@ -190,7 +195,7 @@ impl<F: Format, const Q: usize> Kernel for Scores<'_, '_, F, Q> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let blocks = self.tile.seen[Q - 1].div_ceil(BLOCK);
-        with_wides!(Q, W => {
+        with_wides!(S, Q, W => {
             for first in (0..blocks).step_by(W) {
                 // Past the end the last block is computed again: less than another loop would cost.
                 let mut these = [blocks - 1; W];
@@ -205,6 +210,15 @@ impl<F: Format, const Q: usize> Kernel for Scores<'_, '_, F, Q> {
                 }
             }
         });
+    }
+}
+
+/// Asks for what follows the first `n` bytes, unless it is behind the end: nobody may have written there yet, and looking
+/// in vain for a page takes longer than the rest.
+#[inline(always)]
+fn prefetch_next<S: Simd>(s: S, bytes: &[u8], n: usize) {
+    if bytes.len() > PREFETCH_BYTES {
+        prefetch_lines(s, &bytes[..n.min(bytes.len())], PREFETCH_BYTES);
     }
 }
 
@@ -225,6 +239,12 @@ fn key_tile<S: Simd, F: Format, const Q: usize, const W: usize>(
     let layout = t.head.layout;
     let mut sums = [[s.wide_splat(0.0); W]; Q];
     let scale_bytes = BLOCK * F::SCALE_BYTES;
+    if t.first_use {
+        for w in 0..W {
+            let bytes = layout.block_bytes();
+            prefetch_next(s, &t.head.keys[(t.from / BLOCK + blocks[w]) * bytes..], bytes);
+        }
+    }
     let mut at = 0; // in a block
     // `KvLayout::new` has checked that groups are whole where they matter.
     let dims = if F::SCALE_BYTES > 0 { GROUP } else { layout.dim() };
@@ -276,11 +296,11 @@ impl<F: Format, const Q: usize> Kernel for Mix<'_, '_, F, Q> {
     fn run<S: Simd>(mut self, s: S) {
         let columns = self.tile.head.layout.dim().div_ceil(WIDE);
         let mut column = 0;
-        with_wides!(Q, W => while column + W <= columns {
+        with_wides!(S, Q, W => while column + W <= columns {
             value_tile::<S, F, Q, W>(s, &mut self, column);
             column += W;
         });
-        while wides(Q) > 1 && column < columns {
+        while wides(Q, S::WIDES) > 1 && column < columns {
             value_tile::<S, F, Q, 1>(s, &mut self, column);
             column += 1;
         }
@@ -316,9 +336,13 @@ fn value_tile<S: Simd, F: Format, const Q: usize, const W: usize>(
         places[w] = (at, at + F::SCALE_BYTES + within * size_of::<F::Column>());
     }
     let mut sums = [[s.wide_splat(0.0); W]; Q];
+    let ahead = t.first_use && column == 0;
     let all = t.seen[0].min(SPAN);
     for (i, row) in rows.chunks_exact(row_bytes).enumerate().take(all) {
         let values = load_row::<S, F, W>(s, row, &places);
+        if ahead {
+            prefetch_next(s, &t.head.values[(t.from + i) * row_bytes..], row_bytes);
+        }
         for q in 0..Q {
             let weight = s.wide_splat(m.weights[q][i]);
             for w in 0..W {

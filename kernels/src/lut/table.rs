@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::isa::Isa;
 use crate::pack::p32::PAIR_COLS;
 use crate::pack::{GROUPS, GROUPS_LIST};
-use crate::simd::{Kernel, LANES, Simd, blocks, load_tail};
+use crate::simd::{Kernel, LANES, Simd, sum};
 
 /// Activations under one table scale at most: the i16 sums of a 4-plane integer pass are bounded by
 /// `15 * 127 * 64 / 4 = 30480` with it.
@@ -162,17 +162,6 @@ impl Kernel for Build<'_> {
             }
         }
     }
-}
-
-/// 8 lanes, one tree: the reduction of the bit contract.
-#[inline(always)]
-fn sum<S: Simd>(s: S, x: &[f32]) -> f32 {
-    let (whole, tail) = blocks(x);
-    let mut acc = s.splat(0.0);
-    for b in whole {
-        acc = s.add(acc, s.load(b));
-    }
-    s.sum(s.add(acc, load_tail(s, tail, 0.0)))
 }
 
 /// Largest `(|x0|+|x1|) + (|x2|+|x3|)` over the 4-tuples of `x`; infinite or NaN if any of them is.

@@ -1,7 +1,7 @@
 //! Activation functions.
 
 use crate::isa::Isa;
-use crate::simd::{Kernel, Simd, blocks, exp, load_tail, store_tail};
+use crate::simd::{Kernel, Simd, WIDE, exp, first_wide};
 
 /// SwiGLU's elementwise part: `out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]`, over the shortest of the
 /// three slices.
@@ -27,22 +27,23 @@ impl Kernel for SiluMul<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (g, g_tail) = blocks(self.gate);
-        let (u, u_tail) = blocks(self.up);
+        let (g, g_tail) = self.gate.as_chunks();
+        let (u, u_tail) = self.up.as_chunks();
         let (o, o_tail) = self.out.as_chunks_mut();
         for ((o, g), u) in o.iter_mut().zip(g).zip(u) {
-            let v = silu(s, s.load(g), s.load(u));
-            s.store(v, o);
+            let v = silu(s, s.wide_load(g), s.wide_load(u));
+            s.wide_store(v, o);
         }
         if !o_tail.is_empty() && g_tail.len() == o_tail.len() && u_tail.len() == o_tail.len() {
-            let v = silu(s, load_tail(s, g_tail, 0.0), load_tail(s, u_tail, 0.0));
-            store_tail(s, v, o_tail);
+            let mut v = [0.0; WIDE];
+            s.wide_store(silu(s, s.wide_load(&first_wide(g_tail)), s.wide_load(&first_wide(u_tail))), &mut v);
+            o_tail.copy_from_slice(&v[..o_tail.len()]);
         }
     }
 }
 
 #[inline(always)]
-fn silu<S: Simd>(s: S, g: S::F, u: S::F) -> S::F {
-    let e = exp(s, s.sub(s.splat(0.0), g));
-    s.mul(s.div(g, s.add(s.splat(1.0), e)), u)
+fn silu<S: Simd>(s: S, g: S::W, u: S::W) -> S::W {
+    let e = exp(s, s.wide_sub(s.wide_splat(0.0), g));
+    s.wide_mul(s.wide_div(g, s.wide_add(s.wide_splat(1.0), e)), u)
 }

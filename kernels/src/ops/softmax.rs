@@ -1,7 +1,7 @@
 //! Softmax.
 
 use crate::isa::Isa;
-use crate::simd::{Kernel, LANES, Simd, blocks, exp, load_tail, store_tail};
+use crate::simd::{Kernel, LANES, Simd, blocks, exp_less, load_tail, store_tail, sum};
 
 /// Replaces `x` by `exp(x - max(x)) / sum`. NaN anywhere makes all of it NaN; an empty slice stays.
 pub fn softmax(isa: Isa, x: &mut [f32]) {
@@ -40,23 +40,11 @@ impl Kernel for Softmax<'_> {
         let v = load_tail(s, tail, f32::NEG_INFINITY);
         max = s.max(v, max);
         nan = s.fma(load_tail(s, tail, 0.0), s.splat(0.0), nan);
-        let shift = s.splat(s.hmax(max) + s.sum(nan));
+        exp_less(s, self.x, s.hmax(max) + s.sum(nan));
 
-        let (whole, tail) = self.x.as_chunks_mut::<LANES>();
-        let mut sum = s.splat(0.0);
-        for b in &mut *whole {
-            let e = exp(s, s.sub(s.load(b), shift));
-            sum = s.add(sum, e);
-            s.store(e, b);
-        }
-        let n = tail.len();
-        if n > 0 {
-            let e = exp(s, s.sub(load_tail(s, tail, 0.0), shift));
-            store_tail(s, e, tail);
-        }
-        sum = s.add(sum, load_tail(s, tail, 0.0));
         // The shift is NaN where a score was; `exp` may clamp it, this product does not.
-        let inv = s.splat(1.0 / s.sum(sum) + s.sum(nan));
+        let inv = s.splat(1.0 / sum(s, self.x) + s.sum(nan));
+        let (whole, tail) = self.x.as_chunks_mut::<LANES>();
         for b in whole {
             let v = s.mul(s.load(b), inv);
             s.store(v, b);
