@@ -129,18 +129,17 @@ impl Product {
         )
         .expect("lengths follow from the shape");
         // As the first token of a step asks for its weights.
-        let first_use = true;
         match self.kind.is_uniform() {
             true => {
                 let x = match self.tokens {
                     1 => Tokens::One(&self.one),
                     n => Tokens::Many(&self.many, n),
                 };
-                dot::product(isa, &w, x, tiles, first_use, y)
+                dot::product(isa, &w, x, tiles, dot::product::AHEAD, y)
             }
             false => {
                 let t = Tables::new(self.tables, &self.entries, &self.scales);
-                gemv(isa, &w, &[t.expect("lengths follow from the shape")], tiles, first_use, y)
+                gemv(isa, &w, &[t.expect("lengths follow from the shape")], tiles, gemv::AHEAD, y)
             }
         }
         .expect("y has the tiles' rows");

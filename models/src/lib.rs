@@ -16,6 +16,7 @@ mod weights;
 
 pub use chat::{ChatError, ChatTemplate, Message};
 pub use error::{Error, Result};
+pub use linear::Ahead;
 pub use open::{Model, OpenOptions};
 pub use tokenizer::{Tokenizer, TokenizerError, TokenizerSpec, TokenizerWarning};
 pub use verify::verify;

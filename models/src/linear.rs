@@ -24,6 +24,22 @@ const CHUNK_BYTES: usize = 512 << 10;
 /// Chunks per worker that a matrix is cut into at least, so that all finish at about the same time.
 const CHUNKS_PER_WORKER: usize = 2;
 
+/// How many bytes ahead of their use weights are asked for: a matter of the machine, without influence on results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ahead {
+    /// Of each bit plane.
+    pub planes: usize,
+    /// Of the codes of uniform kinds.
+    pub codes: usize,
+}
+
+impl Default for Ahead {
+    /// What was best where it was measured first.
+    fn default() -> Ahead {
+        Ahead { planes: gemv::AHEAD, codes: dot::product::AHEAD }
+    }
+}
+
 /// A matrix `[rows][cols]` of weights, in one of its two forms.
 #[derive(Debug)]
 pub(crate) struct Linear {
@@ -33,6 +49,8 @@ pub(crate) struct Linear {
     bias: Option<Vec<f32>>,
     /// Rows that are claimed at a time; a multiple of a tile.
     chunk_rows: usize,
+    /// How many bytes ahead of their use weights are asked for.
+    ahead: usize,
 }
 
 #[derive(Debug)]
@@ -85,12 +103,20 @@ impl Linear {
             weights: Weights::Packed(w),
             bias: None,
             chunk_rows: TILE_ROWS,
+            ahead: 0,
         })
     }
 
     /// Plain numbers, `rows * cols` of type `ty`.
     pub(crate) fn plain(rows: usize, cols: usize, ty: PlainType, bytes: Bytes) -> Linear {
-        Linear { rows, cols, weights: Weights::Plain { ty, bytes }, bias: None, chunk_rows: TILE_ROWS }
+        Linear {
+            rows,
+            cols,
+            weights: Weights::Plain { ty, bytes },
+            bias: None,
+            chunk_rows: TILE_ROWS,
+            ahead: 0,
+        }
     }
 
     /// With a bias of `rows` numbers added to every product.
@@ -99,8 +125,9 @@ impl Linear {
         self
     }
 
-    /// Decides how many rows are claimed at a time.
-    pub(crate) fn set_workers(&mut self, workers: usize) {
+    /// Decides how many rows are claimed at a time, and how far ahead weights are asked for.
+    pub(crate) fn prepare(&mut self, workers: usize, ahead: Ahead) {
+        self.ahead = if self.takes_blocks() { ahead.codes } else { ahead.planes };
         let tiles = self.rows.div_ceil(TILE_ROWS).max(1);
         let by_bytes = CHUNK_BYTES / (self.bytes() / tiles).max(1);
         let by_workers = tiles / (CHUNKS_PER_WORKER * workers);
@@ -245,7 +272,8 @@ impl Linear {
                     *table = x.tables(token, shape)?;
                 }
                 let y = &mut y[..tiles.len() * tokens.len()];
-                gemv(isa, view, &tables[..tokens.len()], tiles.clone(), first == 0, y)?;
+                let ahead = if first == 0 { self.ahead } else { 0 };
+                gemv(isa, view, &tables[..tokens.len()], tiles.clone(), ahead, y)?;
                 for (token, y) in tokens.zip(y.chunks_mut(tiles.len())) {
                     put(token, from * TILE_ROWS, y.as_flattened_mut());
                 }
@@ -281,7 +309,8 @@ impl Linear {
                     None => Tokens::One(&[]),
                 };
                 let y = &mut y[..tiles.len() * tokens.len()];
-                dot::product(isa, view, x, tiles.clone(), first == 0, y)?;
+                let ahead = if first == 0 { self.ahead } else { 0 };
+                dot::product(isa, view, x, tiles.clone(), ahead, y)?;
                 for (token, y) in tokens.zip(y.chunks_mut(tiles.len())) {
                     put(token, tiles.start * TILE_ROWS, y.as_flattened_mut());
                 }

@@ -4,6 +4,7 @@ use crate::arch::llama::{self, Llama, Session, session_bytes};
 use crate::attention;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::linear::Ahead;
 use crate::verify::verify_on;
 use crate::weights::{Path, Weights, check_version, is_packed};
 use lutite_kernels::isa::Isa;
@@ -33,6 +34,8 @@ pub struct OpenOptions {
     pub batch: usize,
     /// Storage of keys and values.
     pub kv: KvTypes,
+    /// How far ahead weights are asked for.
+    pub ahead: Ahead,
     /// Bytes that the session may allocate beside its weights and which limit says so; `None` for no check.
     pub available: Option<(u64, String)>,
     /// Whether a packed file is held against its checksums first, which reads all of it (some 10 ms for 100 MB that
@@ -50,6 +53,7 @@ impl OpenOptions {
             context: None,
             batch: DEFAULT_BATCH,
             kv: KvTypes::default(),
+            ahead: Ahead::default(),
             available: None,
             verify: true,
         }
@@ -110,5 +114,5 @@ pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
             });
         }
     }
-    Llama::new(config, &weights, Session { isa: o.isa, pool, kv: shape, batch })
+    Llama::new(config, &weights, Session { isa: o.isa, pool, kv: shape, batch, ahead: o.ahead })
 }

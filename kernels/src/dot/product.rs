@@ -45,16 +45,14 @@ const TILES: usize = 4;
 /// Most tokens at once: their products with 4 tiles are 16 KiB, which stay in L1.
 pub const MAX_TOKENS: usize = 32;
 
-/// How far ahead of its use a field is asked for.
-const PREFETCH_BYTES: usize = 8192;
-
-/// The same for coefficients, of which there are fewer.
-const PREFETCH_PARAMS: usize = 2048;
+/// How many bytes ahead of its use a field is asked for, unless something better was measured.
+pub const AHEAD: usize = 8192;
 
 /// `y = W x` for the rows of some tiles and up to [`MAX_TOKENS`] tokens; `w` is of a uniform kind.
 ///
 /// `y` is `[token][tile][32 rows]` and is overwritten; what rows get that the matrix does not have means nothing.
-/// `first_use` says that these tiles probably come from memory, not from a cache: a hint, without influence on the result.
+/// `ahead` is how many bytes ahead of their use fields are asked for, coefficients a quarter of it; 0 where the tiles come
+/// from a cache. It has no influence on the result.
 ///
 /// # Errors
 /// [`Error::Length`] where `x` or `y` do not fit, [`Error::Shape`] for tiles outside of the matrix, another kind,
@@ -64,14 +62,14 @@ pub fn product(
     w: &Packed<'_>,
     x: Tokens<'_>,
     tiles: Range<usize>,
-    first_use: bool,
+    ahead: usize,
     y: &mut [[f32; TILE_ROWS]],
 ) -> Result<()> {
     if !w.kind().is_uniform() {
         return Err(Error::Shape { what: "kind", found: w.planes(), allowed: "uniform" });
     }
     check(w, x, &tiles, y)?;
-    let p = Product { w, first: tiles.start, first_use, y };
+    let p = Product { w, first: tiles.start, ahead, y };
     match w.planes() {
         1 => p.run::<1>(isa, x),
         2 => p.run::<2>(isa, x),
@@ -112,7 +110,7 @@ fn check(w: &Packed<'_>, x: Tokens<'_>, tiles: &Range<usize>, y: &[[f32; TILE_RO
 struct Product<'a> {
     w: &'a Packed<'a>,
     first: usize,
-    first_use: bool,
+    ahead: usize,
     y: &'a mut [[f32; TILE_ROWS]],
 }
 
@@ -143,8 +141,8 @@ impl<const BITS: usize> Kernel for One<'_, BITS> {
             let tile = Tile::<BITS>::new(p.w, p.first + i);
             let mut acc = s.rows_splat(0.0);
             for (b, x) in self.x.iter().enumerate() {
-                if p.first_use {
-                    tile.prefetch(s, b);
+                if p.ahead > 0 {
+                    tile.prefetch(s, b, p.ahead);
                 }
                 if tile.halves {
                     acc = tile.step::<S, 4>(s, b, 0, x, acc);
@@ -425,12 +423,12 @@ impl<'a, const BITS: usize> Tile<'a, BITS> {
     }
 
     #[inline(always)]
-    fn prefetch<S: Simd>(&self, s: S, b: usize) {
+    fn prefetch<S: Simd>(&self, s: S, b: usize, ahead: usize) {
         for (field, width) in self.fields.iter().zip(widths(BITS)) {
-            prefetch_lines(s, field[b * width..(b + 1) * width].as_flattened(), PREFETCH_BYTES);
+            prefetch_lines(s, field[b * width..(b + 1) * width].as_flattened(), ahead);
         }
         let params = &self.params[b * self.block_params..];
-        prefetch_lines(s, &params[..self.block_params.min(params.len())], PREFETCH_PARAMS);
+        prefetch_lines(s, &params[..self.block_params.min(params.len())], ahead / 4);
     }
 
     /// The codes of quad `q` of block `b`.

@@ -33,12 +33,9 @@ use crate::pack::{MAX_PLANES, Packed, ParamKind};
 use crate::simd::{BIAS, Kernel, Simd, prefetch_lines};
 use core::ops::Range;
 
-/// How far ahead of its use each plane is asked for. A tile is walked in step through as many streams as
-/// there are planes, which hardware prefetchers follow only half-heartedly.
-const PREFETCH_BYTES: usize = 4096;
-
-/// The same for parameters, of which there are fewer.
-const PREFETCH_PARAMS: usize = 1024;
+/// How many bytes ahead of its use each plane is asked for, unless something better was measured. A tile is walked in step
+/// through as many streams as there are planes, which hardware prefetchers follow only half-heartedly.
+pub const AHEAD: usize = 4096;
 
 /// Most tokens at once: with more, their sums would leave the registers.
 pub const MAX_TOKENS: usize = 4;
@@ -46,8 +43,9 @@ pub const MAX_TOKENS: usize = 4;
 /// `y = W x` for the rows of some tiles and up to [`MAX_TOKENS`] tokens, whose tables are `t`; `w` is of an HLQ kind.
 ///
 /// `tiles` counts tiles of 32 rows; `y` is `[token][tile][32 rows]` and is overwritten; what rows get that the matrix does
-/// not have means nothing. The tables must have been built for `w`'s columns and group. `first_use` says that these
-/// tiles probably come from memory, not from a cache: a hint, without influence on the result.
+/// not have means nothing. The tables must have been built for `w`'s columns and group. `ahead` is how many bytes ahead of
+/// their use planes are asked for, parameters a quarter of it; 0 where the tiles come from a cache. It has no influence on
+/// the result.
 ///
 /// # Errors
 /// [`Error::Length`] where tables or `y` do not fit, [`Error::Shape`] for tiles outside of the matrix, another kind, or too
@@ -57,7 +55,7 @@ pub fn gemv(
     w: &Packed<'_>,
     t: &[Tables<'_>],
     tiles: Range<usize>,
-    first_use: bool,
+    ahead: usize,
     y: &mut [[f32; TILE_ROWS]],
 ) -> Result<()> {
     let shape = w.shape();
@@ -79,7 +77,7 @@ pub fn gemv(
         same("group of the tables", w.group(), t.shape().group)?;
     }
     same("products", t.len() * tiles.len(), y.len())?;
-    let g = Gemv { w, t, first: tiles.start, first_use, y };
+    let g = Gemv { w, t, first: tiles.start, ahead, y };
     match w.kind() {
         ParamKind::Hlq8 => g.run::<true>(isa),
         _ => g.run::<false>(isa),
@@ -91,7 +89,7 @@ struct Gemv<'a> {
     w: &'a Packed<'a>,
     t: &'a [Tables<'a>],
     first: usize,
-    first_use: bool,
+    ahead: usize,
     y: &'a mut [[f32; TILE_ROWS]],
 }
 
@@ -138,7 +136,7 @@ impl<const INT8: bool, const LO: usize, const HI: usize, const T: usize> Kernel
         }
         let count = g.y.len() / T;
         for i in 0..count {
-            let tile = Tile::new(g.w, g.first + i, g.first_use);
+            let tile = Tile::new(g.w, g.first + i, g.ahead);
             let acc = products::<S, INT8, LO, HI, T>(s, &tile, &tokens);
             for t in 0..T {
                 s.rows_store(acc[t], &mut g.y[t * count + i]);
@@ -182,13 +180,13 @@ struct Tile<'a> {
     /// Table pairs of one whole group, and of one whole chunk.
     group_pairs: usize,
     chunk_pairs: usize,
-    /// Whether to prefetch.
-    first_use: bool,
+    /// How far ahead to ask for memory, or 0.
+    ahead: usize,
 }
 
 impl<'a> Tile<'a> {
     #[inline(always)]
-    fn new(w: &Packed<'a>, tile: usize, first_use: bool) -> Tile<'a> {
+    fn new(w: &Packed<'a>, tile: usize, ahead: usize) -> Tile<'a> {
         let shape = w.shape();
         let table = TableShape { cols: shape.cols, group: w.group() };
         let mut planes: [&[[u8; 32]]; MAX_PLANES] = [&[]; MAX_PLANES];
@@ -210,7 +208,7 @@ impl<'a> Tile<'a> {
             per_group: table.scales_per_group(),
             group_pairs: w.group() / 8,
             chunk_pairs: table.chunk() / 8,
-            first_use,
+            ahead,
         }
     }
 }
@@ -249,8 +247,8 @@ fn sums_of<S: Simd, const Q: usize, const T: usize>(
     let mut planes = [two_blocks(&[]); Q];
     for p in 0..Q {
         planes[p] = two_blocks(&tile.planes[from + p][start..][..n]);
-        if tile.first_use {
-            prefetch_lines(s, planes[p].0.as_flattened(), PREFETCH_BYTES);
+        if tile.ahead > 0 {
+            prefetch_lines(s, planes[p].0.as_flattened(), tile.ahead);
         }
     }
     let bias = 2 * n as u16 * u16::from(BIAS);
@@ -334,8 +332,8 @@ fn products<S: Simd, const INT8: bool, const LO: usize, const HI: usize, const T
     }
     let mut acc = [s.rows_splat(0.0); T];
     for (g, params) in tile.params.chunks_exact(tile.group_params).enumerate() {
-        if tile.first_use {
-            prefetch_lines(s, params, PREFETCH_PARAMS);
+        if tile.ahead > 0 {
+            prefetch_lines(s, params, tile.ahead / 4);
         }
         let c = Coefficients::<'_, S, INT8> { s, params, row_scales: &row_scales };
         pass::<S, LO, INT8, T>(s, tile, tokens, g, 0, &c, &mut acc);

@@ -56,7 +56,7 @@ fn look_ups(isa: Isa, h: &mut Hash) {
                 h.floats(&scales);
                 let t = Tables::new(shape, &entries, &scales).unwrap();
                 let mut y = vec![[0.0; 32]; m.shape.tiles()];
-                gemv(isa, &m.view(), &[t], 0..m.shape.tiles(), true, &mut y).unwrap();
+                gemv(isa, &m.view(), &[t], 0..m.shape.tiles(), 4096, &mut y).unwrap();
                 h.floats(&y.as_flattened()[..rows]);
             }
         }
@@ -126,12 +126,12 @@ fn products(isa: Isa, h: &mut Hash) {
                 quantize(isa, [&x[0], &x[1], &x[2], none, none, none, none, none], &mut three).unwrap();
                 quantize(isa, [&x[2][..]], &mut one).unwrap();
                 let mut y = vec![[0.0; 32]; 3 * m.shape.tiles()];
-                product(isa, &m.view(), Tokens::Many(&three, 3), 0..m.shape.tiles(), true, &mut y).unwrap();
+                product(isa, &m.view(), Tokens::Many(&three, 3), 0..m.shape.tiles(), 4096, &mut y).unwrap();
                 for y in y.chunks(m.shape.tiles()) {
                     h.floats(&y.as_flattened()[..rows]);
                 }
                 let y = &mut y[..m.shape.tiles()];
-                product(isa, &m.view(), Tokens::One(&one), 0..m.shape.tiles(), true, y).unwrap();
+                product(isa, &m.view(), Tokens::One(&one), 0..m.shape.tiles(), 4096, y).unwrap();
                 h.floats(&y.as_flattened()[..rows]);
             }
         }

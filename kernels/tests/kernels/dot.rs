@@ -30,7 +30,7 @@ fn products(isa: Isa, w: &Packed<'_>, tokens: &[Vec<f32>], tiles: usize, alone: 
     for from in (0..shape.tiles()).step_by(tiles) {
         let part = from..(from + tiles).min(shape.tiles());
         let mut y = vec![[f32::NAN; 32]; part.len() * tokens.len()];
-        product(isa, w, x, part.clone(), from % 2 == 0, &mut y).unwrap();
+        product(isa, w, x, part.clone(), from % 2 * 4096, &mut y).unwrap();
         for (out, y) in out.iter_mut().zip(y.chunks(part.len())) {
             out.extend_from_slice(y.as_flattened());
         }
@@ -156,7 +156,7 @@ fn empty_and_unfitting_inputs_are_errors_or_nothing() {
     let (x, room) = (one(isa, &[1.0; 70]), [Block::default(); 3 * 5]);
     let (x, many) = (Tokens::One(&x), Tokens::Many(&room[..3], 1));
     let mut y = [[0.0; 32]; 2];
-    let mut run = |x, tiles, n: usize| product(isa, &m.view(), x, tiles, true, &mut y[..n]);
+    let mut run = |x, tiles, n: usize| product(isa, &m.view(), x, tiles, 4096, &mut y[..n]);
     run(x, 0..2, 2).unwrap();
     run(x, 1..1, 0).unwrap();
     run(many, 0..2, 2).unwrap();
@@ -174,6 +174,6 @@ fn empty_and_unfitting_inputs_are_errors_or_nothing() {
     quantize(isa, [&[], seventy], three).unwrap();
     quantize(isa, [&[]], &mut []).unwrap();
     let planes = Matrix::random(&mut rng, 40, 70, 4, 32, HLQ[0]);
-    let message = product(isa, &planes.view(), x, 0..2, true, &mut y).unwrap_err().to_string();
+    let message = product(isa, &planes.view(), x, 0..2, 4096, &mut y).unwrap_err().to_string();
     assert!(message.contains("uniform"), "{message}");
 }

@@ -24,7 +24,7 @@ fn lut(isa: Isa, m: &Matrix, xs: &[Vec<f32>], tiles: usize) -> Vec<Vec<f32>> {
     for from in (0..m.shape.tiles()).step_by(tiles) {
         let part = from..(from + tiles).min(m.shape.tiles());
         let mut y = vec![[f32::NAN; 32]; part.len() * xs.len()];
-        gemv(isa, &m.view(), &t, part.clone(), from % 2 == 0, &mut y).unwrap();
+        gemv(isa, &m.view(), &t, part.clone(), from % 2 * 4096, &mut y).unwrap();
         for (out, y) in out.iter_mut().zip(y.chunks(part.len())) {
             out.extend_from_slice(y.as_flattened());
         }
@@ -134,7 +134,7 @@ fn unaligned_buffers_give_equal_bits() {
             table::build(isa, shape, &x, &mut e[1..], &mut s).unwrap();
             let t = Tables::new(shape, &e[1..], &s).unwrap();
             let mut y = [[0.0; 32]; 3];
-            gemv(isa, &w, &[t], 0..3, true, &mut y).unwrap();
+            gemv(isa, &w, &[t], 0..3, 4096, &mut y).unwrap();
             assert!(
                 same(&y.as_flattened()[..70], &lut(isa, &m, std::slice::from_ref(&x), 3)[0]),
                 "{kind:?} {}",
@@ -179,7 +179,7 @@ fn empty_and_unfitting_inputs_are_errors_or_nothing() {
     table::build(isa, shape, &[1.0; 64], &mut e, &mut s).unwrap();
     let t = Tables::new(shape, &e, &s).unwrap();
     let mut y = [[0.0; 32]; 10];
-    let mut run = |t: &[Tables<'_>], tiles, n: usize| gemv(isa, &m.view(), t, tiles, true, &mut y[..n]);
+    let mut run = |t: &[Tables<'_>], tiles, n: usize| gemv(isa, &m.view(), t, tiles, 4096, &mut y[..n]);
     run(&[t], 1..1, 0).unwrap();
     run(&[], 0..2, 0).unwrap();
     run(&[t; 4], 0..2, 8).unwrap();
@@ -191,8 +191,8 @@ fn empty_and_unfitting_inputs_are_errors_or_nothing() {
     let message = run(&[t, t2], 0..2, 4).unwrap_err().to_string();
     assert!(message.contains("group"), "{message}");
     let zero = Matrix::random(&mut rng, 0, 64, 2, 32, ParamKind::Hlq16);
-    gemv(isa, &zero.view(), &[t], 0..0, true, &mut []).unwrap();
+    gemv(isa, &zero.view(), &[t], 0..0, 4096, &mut []).unwrap();
     let codes = Matrix::random(&mut rng, 40, 64, 2, 32, UNIFORM[0]);
-    let message = gemv(isa, &codes.view(), &[t], 0..2, true, &mut y[..2]).unwrap_err().to_string();
+    let message = gemv(isa, &codes.view(), &[t], 0..2, 4096, &mut y[..2]).unwrap_err().to_string();
     assert!(message.contains("hlq16"), "{message}");
 }

@@ -16,7 +16,7 @@
 use crate::attention::{self, Attention};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::linear::{Input, Linear, multiply, multiply_add};
+use crate::linear::{Ahead, Input, Linear, multiply, multiply_add};
 use crate::weights::Weights;
 use lutite_kernels::ggml::{GgmlType, dequantize_row};
 use lutite_kernels::isa::Isa;
@@ -186,18 +186,19 @@ pub(crate) struct Session {
     pub(crate) pool: Pool,
     pub(crate) kv: KvShape,
     pub(crate) batch: usize,
+    pub(crate) ahead: Ahead,
 }
 
 impl Llama {
     /// Loads the weights and makes a session's buffers. The caller has [`check`]ed the file, and that it all fits into
     /// memory.
     pub(crate) fn new(config: Config, w: &Weights<'_>, session: Session) -> Result<Llama> {
-        let Session { isa, pool, kv, batch } = session;
+        let Session { isa, pool, kv, batch, ahead } = session;
         let c = &config;
         let (dim, ffn) = (c.dim, c.ffn);
         let load = |name: &str, rows, cols| -> Result<Linear> {
             let mut l = w.linear(name, rows, cols)?;
-            l.set_workers(pool.workers());
+            l.prepare(pool.workers(), ahead);
             Ok(l)
         };
         let vector = |name: &str, n| w.vector(name, n);

@@ -23,6 +23,7 @@ pub mod places;
 pub mod pull;
 mod synthetic;
 mod talk;
+mod tuning;
 pub mod ui;
 
 use args::Verb;

@@ -2,7 +2,7 @@
 
 use crate::args::{Bits, EngineArgs};
 use crate::judge::loss;
-use crate::{cache, folder, interrupt, pull, ui};
+use crate::{cache, folder, interrupt, pull, tuning, ui};
 use anyhow::Context;
 use lutite_kernels::isa::Isa;
 use lutite_models::{Model, OpenOptions, Path as KernelPath, Tokenizer, open};
@@ -125,6 +125,7 @@ pub(crate) fn options(
     context: Option<usize>,
     path: KernelPath,
 ) -> anyhow::Result<OpenOptions> {
+    let isa = Isa::from_env()?;
     Ok(OpenOptions {
         workers: threads(engine.threads),
         path,
@@ -132,7 +133,8 @@ pub(crate) fn options(
         batch: engine.batch_size.get() as usize,
         kv: KvTypes { keys: engine.cache_type_k.into(), values: engine.cache_type_v.into() },
         available: memory::available().map(|m| (m.bytes, m.bound_by)),
-        ..OpenOptions::new(Isa::from_env()?)
+        ahead: tuning::ahead(isa),
+        ..OpenOptions::new(isa)
     })
 }
 

@@ -156,6 +156,12 @@ fn doctor_in_json_parses() {
     let reach = report["could_reach"].as_array().unwrap();
     assert!(reach[0]["model"].as_str().unwrap().ends_with("llama.gguf") && reach.len() == 3, "{report}");
     assert!(reach.iter().all(|r| r["tokens_per_second"].as_f64().unwrap() > 0.0), "{report}");
+    let ahead = &report["asks_ahead_bytes"];
+    let kept = std::fs::read(ahead["file"].as_str().unwrap()).unwrap();
+    let kept: Value = serde_json::from_slice(&kept).unwrap();
+    let of_machine = kept.as_object().unwrap().values().next().unwrap();
+    assert!(ahead["planes"].as_u64().unwrap() >= 1024 && ahead["planes"] == of_machine["planes"], "{kept}");
+    assert!(ahead["codes"].as_u64().unwrap() >= 1024 && ahead["codes"] == of_machine["codes"], "{kept}");
     assert!(report["slow"].is_array() && report["cache"]["folder"].is_string(), "{report}");
 }
 

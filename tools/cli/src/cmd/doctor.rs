@@ -4,7 +4,7 @@ use crate::args::{Bits, DoctorArgs, Synthetic};
 use crate::bandwidth::ReadBandwidth;
 use crate::synthetic::Recipe;
 use crate::ui::{self, Answer, megabytes};
-use crate::{load, places};
+use crate::{load, places, tuning};
 use lutite_kernels::isa::{Features, Isa};
 use lutite_models::OpenOptions;
 use lutite_runtime::os::disk;
@@ -27,6 +27,14 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<()> {
     let buffer = ReadBandwidth::new()?;
     let bandwidth = (buffer.measure(1)?, buffer.measure(workers)?);
     drop(buffer);
+    ui::note("measuring how far ahead to ask for weights");
+    let ahead = match tuning::measure(isa, workers) {
+        Ok((ahead, file)) => {
+            json!({ "planes": ahead.planes, "codes": ahead.codes, "file": file.display().to_string() })
+        }
+        Err(e) if e.is::<ui::Quit>() => return Err(e),
+        Err(e) => json!({ "error": format!("{e:#}") }),
+    };
     // The two models whose speed people ask for first: the catalog's default, and the largest for a small
     // machine.
     let smollm2 = Recipe::new(Synthetic::SmolLm2, None, None)?.bytes_per_token();
@@ -77,6 +85,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<()> {
         })),
         "control_groups": groups.lines().collect::<Vec<_>>(),
         "read_bandwidth_gb_s": { "one_thread": bandwidth.0 / 1e9, "default_threads": bandwidth.1 / 1e9 },
+        "asks_ahead_bytes": ahead,
         "could_reach": reach.collect::<Vec<_>>(),
         "cache": cache,
         "slow": slow,
@@ -251,6 +260,17 @@ fn text(v: &Value, memory: Option<&MemoryReport>) -> String {
             v["cores"]["default_workers"]
         ),
     );
+    let ahead = &v["asks_ahead_bytes"];
+    let distance = match ahead["error"].as_str() {
+        Some(error) => format!("as usual, not measured: {error}"),
+        None => format!(
+            "{} bytes for bit planes, {} for codes: the fastest here, kept in {}",
+            ahead["planes"],
+            ahead["codes"],
+            ahead["file"].as_str().unwrap_or_default()
+        ),
+    };
+    line("asks ahead", distance);
     for reach in v["could_reach"].as_array().into_iter().flatten() {
         let title = reach["model"].as_str().unwrap_or_default();
         let bytes = megabytes(reach["bytes_per_token"].as_u64().unwrap_or(0));
