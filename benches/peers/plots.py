@@ -71,7 +71,7 @@ def ratios(rows):
 
 def roofline(rows):
     """For each number of threads, tokens per second of answers over bytes read per token. The line is what the read
-    loop of `lutite bench` reaches: bytes per second / bytes per token. Nothing that reads its bytes from memory is above it."""
+    loop of `lutite bench` reaches, its median: bytes per second / bytes per token. Who reads its bytes from memory is hardly above it."""
     rows = [row for row in rows if row["test"].startswith("tg") and not row["busy"]]
     counts = sorted({row["threads"] for row in rows})
     points = {count: [] for count in counts}
@@ -79,7 +79,7 @@ def roofline(rows):
         ours = row["lutite"]
         name = f"Lutite {row['case']}"
         all_points = [(name, ours, OURS)]
-        all_points += [(f"{peer} {row['file']}", theirs, THEIRS) for peer, theirs in row["peers"].items()]
+        all_points += [(f"{peer} {row['file'].removesuffix('.gguf')}", theirs, THEIRS) for peer, theirs in row["peers"].items()]
         for name, side, colour in all_points:
             name = f"{name}, {row['test']}"
             # Lutite's model is measured once for each file of the peers; the first will do.
@@ -92,7 +92,7 @@ def roofline(rows):
     y_low, y_high = decades(point[2] for point in every)
     size, gap, top = 360, 60, 40
     legend = top + size + 50
-    panel = size + gap
+    panel = size + gap + 160
     longest = max(map(len, points.values()))
     svg = Svg(max(panel * len(counts), 2 * panel) + 20, legend + ROW_PX * longest + 20)
     for at, count in enumerate(counts):
@@ -110,7 +110,7 @@ def roofline(rows):
         for power in range(y_low, y_high + 1):
             svg.line(left, y(10**power), left + size, y(10**power), GRID)
             svg.text(left - 6, y(10**power) + 4, f"{10.0**power:g}", "end")
-        read = max(row["lutite"]["read_gb_s"] for row in rows if row["threads"] == count) * 1e9
+        read = median(row["lutite"]["read_gb_s"] for row in rows if row["threads"] == count) * 1e9
         # Cut to the panel.
         from_x = max(10**x_low, read / 10**y_high)
         to_x = min(10**x_high, read / 10**y_low)
