@@ -24,8 +24,10 @@ const CANDIDATES: [usize; 5] = [1024, 2048, 4096, 8192, 16_384];
 const TIME: Duration = Duration::from_millis(1500);
 /// See [`TIME`].
 const ROUNDS_MIN: u32 = 3;
-/// Tokens that are timed together, and of which the fastest ones count.
-const TOKENS: u32 = 4;
+/// Tokens are timed together for this long, one at least; the fastest such time counts.
+const SAMPLE: Duration = Duration::from_millis(16);
+/// Most tokens of a sample.
+const TOKENS: u32 = 16;
 
 /// Another distance than the default must be faster by this factor: less is noise.
 const GAIN: f64 = 1.03;
@@ -98,18 +100,19 @@ fn best(
             interrupt::check(interrupt::flag())?;
             let options = OpenOptions {
                 workers,
-                context: Some(2 * TOKENS as usize),
+                context: Some(1 + TOKENS as usize),
                 verify: false,
                 ahead: ahead(bytes),
                 ..OpenOptions::new(isa)
             };
             let mut model = open::open(model, &options)?;
             model.step(&[1], Logits::Last)?;
-            let start = Instant::now();
-            for token in 0..TOKENS {
-                model.step(&[token], Logits::Last)?;
+            let (start, mut tokens) = (Instant::now(), 0);
+            while tokens == 0 || (start.elapsed() < SAMPLE && tokens < TOKENS) {
+                model.step(&[tokens], Logits::Last)?;
+                tokens += 1;
             }
-            *time = time.min(start.elapsed().as_secs_f64());
+            *time = time.min(start.elapsed().as_secs_f64() / f64::from(tokens));
         }
         rounds += 1;
     }

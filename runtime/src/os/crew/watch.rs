@@ -5,7 +5,8 @@
 //! system does now and then in threads of its own is no reason yet.
 //!
 //! A chunk that takes long is no sign of it: those of a prompt take a millisecond. Nor is time off the CPU: it may have
-//! gone to waiting for a disk. Only both together are, with a CPU that was taken away and none given up.
+//! gone to waiting for a disk. Only both together are, with a CPU that was taken away and none given up. Where the system
+//! does not count that for each thread, nobody sits out.
 
 use crate::os::usage::{self, Usage};
 use std::time::{Duration, Instant};
