@@ -296,6 +296,21 @@ pub(crate) fn sum<S: Simd>(s: S, x: &[f32]) -> f32 {
     s.sum(s.add(acc, load_tail(s, tail, 0.0)))
 }
 
+/// The largest number, minus infinity if there is none; and 0, or NaN where a number is not finite.
+#[inline(always)]
+pub(crate) fn max_and_nan<S: Simd>(s: S, x: &[f32]) -> (f32, f32) {
+    let (whole, tail) = blocks(x);
+    let (mut max, mut nan) = (s.splat(f32::NEG_INFINITY), s.splat(0.0));
+    for x in whole {
+        let x = s.load(x);
+        max = s.max(x, max);
+        nan = s.fma(x, s.splat(0.0), nan);
+    }
+    max = s.max(load_tail(s, tail, f32::NEG_INFINITY), max);
+    nan = s.fma(load_tail(s, tail, 0.0), s.splat(0.0), nan);
+    (s.hmax(max), s.sum(nan))
+}
+
 /// Replaces each number by `exp(x - top)`; see [`exp`].
 #[inline(always)]
 pub(crate) fn exp_less<S: Simd>(s: S, x: &mut [f32], top: f32) {

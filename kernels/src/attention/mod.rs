@@ -26,7 +26,7 @@ mod cache;
 mod tiles;
 
 use crate::isa::Isa;
-use crate::simd::{Kernel, LANES, Simd, WIDE, blocks, exp, exp_less, load_tail, sum};
+use crate::simd::{Kernel, LANES, Simd, WIDE, exp, exp_less, max_and_nan, sum};
 pub use cache::{KvLayout, KvType};
 use core::ops::Range;
 use tiles::Tile;
@@ -173,18 +173,9 @@ impl Kernel for Weigh<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> [f32; 2] {
-        let (whole, tail) = blocks(self.x);
-        let mut max = s.splat(f32::NEG_INFINITY);
-        let mut nan = s.splat(0.0); // stays 0 unless a score is not finite
-        for x in whole {
-            let x = s.load(x);
-            max = s.max(x, max);
-            nan = s.fma(x, s.splat(0.0), nan);
-        }
-        let max = s.hmax(s.max(load_tail(s, tail, f32::NEG_INFINITY), max));
-        nan = s.fma(load_tail(s, tail, 0.0), s.splat(0.0), nan);
+        let (max, nan) = max_and_nan(s, self.x);
         exp_less(s, self.x, max);
-        merge_stats(s, self.stats, [max, sum(s, self.x) + s.sum(nan)])
+        merge_stats(s, self.stats, [max, sum(s, self.x) + nan])
     }
 }
 
