@@ -49,8 +49,13 @@ fn machine(isa: Isa) -> String {
 /// None where nothing was measured, or where the file is damaged: it can be made anew at any time.
 fn read(isa: Isa) -> Option<Ahead> {
     let all: Value = serde_json::from_slice(&fs::read(file().ok()?).ok()?).ok()?;
+    kept(&all[&machine(isa)])
+}
+
+/// What was kept of one machine, if it is what [`measure`] may have written.
+fn kept(of_machine: &Value) -> Option<Ahead> {
     let of = |key: &str| {
-        let bytes = usize::try_from(all[&machine(isa)][key].as_u64()?).ok()?;
+        let bytes = usize::try_from(of_machine[key].as_u64()?).ok()?;
         CANDIDATES.contains(&bytes).then_some(bytes)
     };
     Some(Ahead { planes: of("planes")?, codes: of("codes")? })
@@ -74,13 +79,18 @@ pub(crate) fn measure(isa: Isa, workers: usize) -> anyhow::Result<(Ahead, PathBu
     if !all.is_object() {
         *all = json!({});
     }
-    all[machine(isa)] = json!({ "planes": planes, "codes": codes });
+    let ahead = Ahead { planes, codes };
+    all[machine(isa)] = to_keep(ahead);
     let write = || {
         fs::create_dir_all(file.parent().unwrap_or(&file))?;
         fs::write(&file, serde_json::to_string_pretty(all)? + "\n")
     };
     write().with_context(|| format!("cannot write {}", file.display()))?;
-    Ok((Ahead { planes, codes }, file))
+    Ok((ahead, file))
+}
+
+fn to_keep(ahead: Ahead) -> Value {
+    json!({ "planes": ahead.planes, "codes": ahead.codes })
 }
 
 /// The candidate with which a token of `model` takes least time.
@@ -143,8 +153,18 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_candidates() {
-        let Ahead { planes, codes } = Ahead::default();
-        assert!(CANDIDATES.contains(&planes) && CANDIDATES.contains(&codes));
+    fn what_is_kept_is_read_again_and_nothing_else() {
+        for ahead in [Ahead::default(), Ahead { planes: 1024, codes: 16_384 }] {
+            assert_eq!(kept(&to_keep(ahead)), Some(ahead));
+        }
+        for text in [
+            "null",
+            "[]",
+            r#"{"planes": 4096}"#,
+            r#"{"planes": 4096, "codes": 5}"#,
+            r#"{"planes": -1, "codes": 4096}"#,
+        ] {
+            assert_eq!(kept(&serde_json::from_str(text).unwrap()), None, "{text}");
+        }
     }
 }

@@ -64,7 +64,7 @@ pub enum Verb {
     Kl(KlArgs),
     /// Measure speed, in llama-bench's tests and table
     Bench(BenchArgs),
-    /// Say what this machine has and what would be slow, and why
+    /// Say what this machine has and what would be slow, and why; measure and keep what is fastest on it
     Doctor(DoctorArgs),
 }
 
