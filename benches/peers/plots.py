@@ -71,7 +71,8 @@ def ratios(rows):
 
 def roofline(rows):
     """For each number of threads, tokens per second of answers over bytes read per token. The line is what the read
-    loop of `lutite bench` reaches, its median: bytes per second / bytes per token. Who reads its bytes from memory is hardly above it."""
+    loop of `lutite bench` reaches, its median: bytes per second / bytes per token. Who reads its bytes
+    from memory is hardly above it."""
     rows = [row for row in rows if row["test"].startswith("tg") and not row["busy"]]
     counts = sorted({row["threads"] for row in rows})
     points = {count: [] for count in counts}
@@ -79,7 +80,8 @@ def roofline(rows):
         ours = row["lutite"]
         name = f"Lutite {row['case']}"
         all_points = [(name, ours, OURS)]
-        all_points += [(f"{peer} {row['file'].removesuffix('.gguf')}", theirs, THEIRS) for peer, theirs in row["peers"].items()]
+        file = row["file"].removesuffix(".gguf")
+        all_points += [(f"{peer} {file}", theirs, THEIRS) for peer, theirs in row["peers"].items()]
         for name, side, colour in all_points:
             name = f"{name}, {row['test']}"
             # Lutite's model is measured once for each file of the peers; the first will do.
