@@ -71,6 +71,32 @@ pub fn product(w: &Packed<'_>, x: &[f32]) -> Vec<f32> {
     })
 }
 
+/// The codes of [`crate::dot::expand`] of row `row`, and `(d, m)` of each of its groups: `w` is of an HLQ kind.
+pub fn expand(w: &Packed<'_>, row: usize) -> (Vec<u8>, Vec<(f32, f32)>) {
+    let (cols, group, planes) = (w.shape().cols, w.group(), w.planes());
+    let (mut codes, mut params) = (vec![0u8; cols], vec![]);
+    for (g, codes) in codes.chunks_mut(group).enumerate() {
+        w.unpack_group(row, g, codes);
+        let s: Vec<f32> = (0..planes).map(|p| w.coefficient(row, g, p)).collect();
+        let least = s.iter().fold(0.0, |sum, s| sum + s.abs()) * (1.0 / (255.0 - planes as f32 / 2.0));
+        let mut d = f16::from_f32(least);
+        if d.to_f32() < least {
+            d = f16::from_bits(d.to_bits() + 1);
+        }
+        let d = d.to_f32();
+        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+        let c: Vec<i32> = s.iter().map(|s| (s * inverse).round_ties_even() as i32).collect();
+        let offset = -c.iter().map(|c| c.min(&0)).sum::<i32>();
+        for code in codes {
+            let set = (0..planes).filter(|p| *code >> p & 1 == 1);
+            *code = (offset + set.map(|p| c[p]).sum::<i32>()) as u8;
+        }
+        let m = f16::from_f32(w.coefficient(row, g, planes) - d * offset as f32).to_f32();
+        params.push((d, m));
+    }
+    (codes, params)
+}
+
 /// `step(accumulator, row, group, its activations, its codes)` over all groups of each row.
 fn rows(w: &Packed<'_>, x: &[f32], step: impl Fn(f32, usize, usize, &[f32], &[u8]) -> f32) -> Vec<f32> {
     let mut codes = vec![0u8; w.group()];

@@ -185,6 +185,14 @@ pub(crate) trait Simd: Copy {
     fn codes_field(self, c: Self::Codes, shift: i32, mask: u8) -> Self::Codes;
     /// `a | b`
     fn codes_or(self, a: Self::Codes, b: Self::Codes) -> Self::Codes;
+    /// Adds byte `i` of each row of `c` to the row's code `i`, wrapping, where bit `i` of the row's nibble is set: low
+    /// nibbles of a block of `pack::p32` for the first codes, high ones for the second.
+    fn codes_add_where(
+        self,
+        codes: [Self::Codes; 2],
+        nibbles: &[u8; TILE],
+        c: Self::Codes,
+    ) -> [Self::Codes; 2];
     /// Every row's code number `i` of 4, below 256 and exactly widened.
     fn code_at(self, c: Self::Codes, i: usize) -> Self::Rows;
     /// No products added yet.

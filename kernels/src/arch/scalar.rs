@@ -1,5 +1,6 @@
 //! Plain Rust: runs everywhere, and defines what the other tiers must compute.
 
+use crate::pack::p32::byte_of_row;
 use crate::simd::{BIAS, Kernel, LANES, Simd, TILE, pair_of_dots};
 use half::f16;
 
@@ -227,6 +228,23 @@ impl Simd for Scalar {
             *a |= b;
         }
         a
+    }
+    #[inline(always)]
+    fn codes_add_where(
+        self,
+        mut codes: [Self::Codes; 2],
+        nibbles: &[u8; TILE],
+        c: Self::Codes,
+    ) -> [Self::Codes; 2] {
+        for (high, codes) in codes.iter_mut().enumerate() {
+            for (r, (codes, c)) in codes.iter_mut().zip(&c).enumerate() {
+                let nibble = nibbles[byte_of_row(r)] >> (4 * high);
+                for (i, (code, c)) in codes.iter_mut().zip(c).enumerate() {
+                    *code = code.wrapping_add(if nibble >> i & 1 == 1 { *c } else { 0 });
+                }
+            }
+        }
+        codes
     }
     #[inline(always)]
     fn code_at(self, c: Self::Codes, i: usize) -> Self::Rows {

@@ -2,9 +2,9 @@
 //! the activations' rounding error of the dequantized weights.
 
 use crate::common::{HLQ, Matrix, Rng, UNIFORM, activations, same};
-use lutite_kernels::dot::{Block, TOGETHER, Tokens, product, quantize};
+use lutite_kernels::dot::{Block, TOGETHER, Tokens, expand, expanded_bytes, product, quantize};
 use lutite_kernels::isa::Isa;
-use lutite_kernels::pack::{GROUPS, Packed};
+use lutite_kernels::pack::{GROUPS, Packed, ParamKind, PlaneShape, c32};
 use lutite_kernels::reference;
 use proptest::prelude::*;
 
@@ -122,6 +122,60 @@ fn error_against_exact_weights_is_the_activations_rounding() {
                     .sum();
                 let err: f64 = exact.iter().zip(y).map(|(e, y)| (e - f64::from(*y)).powi(2)).sum();
                 assert!(err / energy < 5e-5, "{bits} g={group} {outlier:?}: {:.1e}", err / energy);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Planes as codes: as the slow twin makes them on every tier, a byte each, and as near to the weights as is said.
+    #[test]
+    fn expanded_planes_equal_the_slow_twin(
+        seed: u64,
+        rows in 1usize..100,
+        cols in 1usize..400,
+        q in 1usize..=8,
+        group in prop::sample::select(GROUPS.to_vec()),
+        kind in prop::sample::select(HLQ.to_vec()),
+        style in 0usize..4,
+    ) {
+        let mut rng = Rng(seed);
+        let mut m = Matrix::random(&mut rng, rows, cols, q, group, kind);
+        match style {
+            1 => m.params.fill(0),
+            2 => m.params.fill(0x80),
+            // Of every magnitude, infinities and NaN among them.
+            3 if kind == ParamKind::Hlq16 => m.params.iter_mut().for_each(|p| *p = rng.next() as u8),
+            3 => m.row_scales.iter_mut().for_each(|p| *p = rng.next() as u8),
+            _ => {}
+        }
+        let w = m.view();
+        let tiles = rng.below(w.shape().tiles())..w.shape().tiles();
+        for isa in Isa::available() {
+            let mut room = vec![0xa5; expanded_bytes(tiles.len(), cols, group) + 7];
+            let got = expand(isa, &w, tiles.clone(), &mut room[7..]).unwrap();
+            prop_assert_eq!(got.shape(), PlaneShape { rows: 32 * tiles.len(), cols });
+            for row in 32 * tiles.start..rows {
+                let r = row - 32 * tiles.start;
+                let (codes, params) = reference::expand(&w, row);
+                let (mut exact, mut near, mut found) = (vec![0.0; cols], vec![0.0; cols], vec![0; cols]);
+                w.dequantize_row(row, &mut exact).unwrap();
+                got.dequantize_row(r, &mut near).unwrap();
+                let tile = &got.parts()[0][r / 32 * c32::tile_bytes(w.shape(), 8)..];
+                c32::unpack_row(8, &[tile], r % 32, 0, &mut found);
+                for (g, (d, m)) in params.iter().enumerate() {
+                    let columns = g * group..((g + 1) * group).min(cols);
+                    let coefficients = [got.coefficient(r, g, 0), got.coefficient(r, g, 1)];
+                    prop_assert!(same(&coefficients, &[*d, *m]), "{} {row} {g}", isa.name());
+                    for (exact, near) in exact[columns.clone()].iter().zip(&near[columns]) {
+                        let off = 0.5 * q as f32 * d + m.abs() / 2048.0 + 1e-7;
+                        let wild = !exact.is_finite() || !near.is_finite();
+                        prop_assert!(wild || (exact - near).abs() <= off, "{exact} {near} {off}");
+                    }
+                }
+                prop_assert_eq!(&found, &codes, "{} {}", isa.name(), row);
             }
         }
     }

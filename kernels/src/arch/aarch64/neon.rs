@@ -614,6 +614,28 @@ impl<L: Level> Simd for Neon<L> {
         a
     }
     #[inline(always)]
+    fn codes_add_where(
+        self,
+        mut codes: [Self::Codes; 2],
+        nibbles: &[u8; TILE],
+        c: Self::Codes,
+    ) -> [Self::Codes; 2] {
+        /// Every second byte, four times: 4 rows of `pack::p32`.
+        const ROWS: [u8; 16] = [0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6];
+        let (nibbles, _) = nibbles.as_chunks();
+        for r in 0..8 {
+            op!({
+                let from = vdupq_n_u8((r % 2 * 8 + r / 4) as u8);
+                let row = vqtbl1q_u8(bytes(&nibbles[r / 2 % 2]), vaddq_u8(bytes(&ROWS), from));
+                for (codes, bits) in codes.iter_mut().zip([0x0804_0201, 0x8040_2010]) {
+                    let set = vtstq_u8(row, vreinterpretq_u8_u32(vdupq_n_u32(bits)));
+                    codes[r] = vaddq_u8(codes[r], vandq_u8(set, c[r]));
+                }
+            });
+        }
+        codes
+    }
+    #[inline(always)]
     fn code_at(self, c: Self::Codes, i: usize) -> Self::Rows {
         op!({
             let right = vdupq_n_s32(-8 * i as i32);

@@ -422,6 +422,41 @@ impl Simd for Avx2 {
         a
     }
     #[inline(always)]
+    fn codes_add_where(
+        self,
+        mut codes: [Self::Codes; 2],
+        nibbles: &[u8; TILE],
+        c: Self::Codes,
+    ) -> [Self::Codes; 2] {
+        /// Every second byte, four times: 8 rows of `pack::p32`.
+        const ROWS: [i8; 32] = {
+            let mut at = [0; 32];
+            let mut i = 0;
+            while i < 32 {
+                at[i] = (i / 4 * 2) as i8;
+                i += 1;
+            }
+            at
+        };
+        let (nibbles, _) = nibbles.as_chunks::<16>();
+        for r in 0..4 {
+            op!({
+                let half = _mm_loadu_si128(nibbles[r % 2].as_ptr().cast());
+                let rows = _mm256_add_epi8(
+                    _mm256_loadu_si256(ROWS.as_ptr().cast()),
+                    _mm256_set1_epi8((r / 2) as i8),
+                );
+                let row = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(half), rows);
+                for (codes, bits) in codes.iter_mut().zip([0x0804_0201, 0x8040_2010_u32.cast_signed()]) {
+                    let bits = _mm256_set1_epi32(bits);
+                    let set = _mm256_cmpeq_epi8(_mm256_and_si256(row, bits), bits);
+                    codes[r] = _mm256_add_epi8(codes[r], _mm256_and_si256(set, c[r]));
+                }
+            });
+        }
+        codes
+    }
+    #[inline(always)]
     fn code_at(self, c: Self::Codes, i: usize) -> Self::Rows {
         /// Byte `i` of each four, and zeros above it.
         const BYTE: [[i8; 16]; 4] = {

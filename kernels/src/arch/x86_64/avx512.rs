@@ -361,6 +361,36 @@ impl Simd for Avx512 {
         op!([_mm512_or_si512(a[0], b[0]), _mm512_or_si512(a[1], b[1])])
     }
     #[inline(always)]
+    fn codes_add_where(
+        self,
+        mut codes: [Self::Codes; 2],
+        nibbles: &[u8; TILE],
+        c: Self::Codes,
+    ) -> [Self::Codes; 2] {
+        /// Each row's byte four times: those of the first 16 rows, and of the other 16.
+        const ROWS: [[u8; 64]; 2] = {
+            let mut at = [[0; 64]; 2];
+            let mut i = 0;
+            while i < 128 {
+                at[i / 64][i % 64] = byte_of_row(i / 4) as u8;
+                i += 1;
+            }
+            at
+        };
+        for r in 0..2 {
+            op!({
+                let nibbles = _mm256_loadu_si256(nibbles.as_ptr().cast());
+                let rows = _mm512_loadu_si512(ROWS[r].as_ptr().cast());
+                let row = _mm512_permutexvar_epi8(rows, _mm512_castsi256_si512(nibbles));
+                for (codes, bits) in codes.iter_mut().zip([0x0804_0201, 0x8040_2010_u32.cast_signed()]) {
+                    let set = _mm512_test_epi8_mask(row, _mm512_set1_epi32(bits));
+                    codes[r] = _mm512_mask_add_epi8(codes[r], set, codes[r], c[r]);
+                }
+            });
+        }
+        codes
+    }
+    #[inline(always)]
     fn code_at(self, c: Self::Codes, i: usize) -> Self::Rows {
         /// In a 64-bit lane of two rows, the first bit of byte `i` of each.
         const BYTE: [i64; 4] = [0x20_0000_0000, 0x28_0000_0008, 0x30_0000_0010, 0x38_0000_0018];
