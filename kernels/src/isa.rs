@@ -88,6 +88,21 @@ impl Isa {
         })
     }
 
+    /// Whether products of bytes are added up in 32 bits by one instruction, so that 8 bits cost no more than 4.
+    pub const fn has_byte_products(self) -> bool {
+        match self.0 {
+            Tier::Scalar(_) => false,
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2(_) => false,
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(_) => true,
+            #[cfg(target_arch = "aarch64")]
+            Tier::Neon(_) => false,
+            #[cfg(target_arch = "aarch64")]
+            Tier::NeonDot(_) | Tier::NeonI8mm(_) => true,
+        }
+    }
+
     /// The tier's name as `LUTITE_ISA` spells it.
     pub fn name(self) -> &'static str {
         match self.0 {

@@ -78,14 +78,29 @@ pub fn expand(w: &Packed<'_>, row: usize) -> (Vec<u8>, Vec<(f32, f32)>) {
     for (g, codes) in codes.chunks_mut(group).enumerate() {
         w.unpack_group(row, g, codes);
         let s: Vec<f32> = (0..planes).map(|p| w.coefficient(row, g, p)).collect();
-        let least = s.iter().fold(0.0, |sum, s| sum + s.abs()) * (1.0 / (255.0 - planes as f32 / 2.0));
+        let top = s.iter().fold(0.0f32, |top, s| if s.abs() > top { s.abs() } else { top });
+        let n = (top * (255.0 - planes as f32 / 2.0) / s.iter().fold(0.0, |sum, s| sum + s.abs())).floor();
+        let n = if n > 0.0 { n } else { 1.0 };
+        let tried = (0..8).map(|i| n - i as f32).filter(|n| *n > 0.0);
+        let left = |n: f32| {
+            let steps = s.iter().map(|s| s * (1.0 / top) * n);
+            steps.map(|s| s - s.round_ties_even()).fold(0.0, |sum, e| sum + e * e)
+        };
+        let (mut best, mut least) = (n, f32::INFINITY);
+        for n in tried {
+            if left(n) * (best * best) < least * (n * n) {
+                (best, least) = (n, left(n));
+            }
+        }
+        let least = top / best;
         let mut d = f16::from_f32(least);
         if d.to_f32() < least {
             d = f16::from_bits(d.to_bits() + 1);
         }
         let d = d.to_f32();
         let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
-        let c: Vec<i32> = s.iter().map(|s| (s * inverse).round_ties_even() as i32).collect();
+        let finite = |c: f32| if c.is_finite() { c } else { 0.0 };
+        let c: Vec<i32> = s.iter().map(|s| finite(s * inverse).round_ties_even() as i32).collect();
         let offset = -c.iter().map(|c| c.min(&0)).sum::<i32>();
         for code in codes {
             let set = (0..planes).filter(|p| *code >> p & 1 == 1);

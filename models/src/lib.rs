@@ -7,6 +7,7 @@ pub mod chat;
 pub mod config;
 mod error;
 pub mod hf;
+mod input;
 mod linear;
 pub mod open;
 pub mod sampling;

@@ -1,22 +1,20 @@
-//! One weight matrix, and the activations that it multiplies, as stages of the forward program.
+//! One weight matrix, and its products as stages of the forward program.
 
 use crate::error::{Error, Result};
-use lutite_kernels::dot::{self, Block, MAX_TOKENS, TOGETHER, Tokens};
+use crate::input::{BlocksGuard, Form, Input, InputGuard};
+use lutite_kernels::dot::{self, MAX_TOKENS, TOGETHER, Tokens, expand, expanded_bytes};
 use lutite_kernels::ggml::{self, GgmlType};
 use lutite_kernels::isa::Isa;
-use lutite_kernels::lut::table::PAIR_BYTES;
-use lutite_kernels::lut::{TableShape, Tables, gemv, table};
+use lutite_kernels::lut::{TableShape, gemv};
 use lutite_kernels::pack::c32::BLOCK_COLS;
-use lutite_kernels::pack::p32::{PAIR_COLS, TILE_ROWS};
-use lutite_kernels::pack::{MAX_PLANES, Packed};
+use lutite_kernels::pack::p32::TILE_ROWS;
+use lutite_kernels::pack::{GROUPS, MAX_PLANES, Packed};
 use lutite_kernels::plain::{self, PlainType};
-use lutite_runtime::os::shared::{ReadGuard, SharedMat};
+use lutite_runtime::decode::Phase;
+use lutite_runtime::os::shared::SharedMat;
 use lutite_runtime::pool::Pool;
 use lutite_runtime::store::{Bytes, PackedInfo};
 use std::ops::Range;
-
-/// Columns that one worker prepares at a time when there is only one token: a multiple of every group.
-const SEGMENT: usize = 256;
 
 /// Weight bytes that are worth claiming as a chunk: some 10 us of reading, small enough for L2.
 const CHUNK_BYTES: usize = 512 << 10;
@@ -51,6 +49,8 @@ pub(crate) struct Linear {
     chunk_rows: usize,
     /// How many bytes ahead of their use weights are asked for.
     ahead: usize,
+    /// Whether a prompt's products are made of whole codes, though the weights are planes.
+    expands: bool,
 }
 
 #[derive(Debug)]
@@ -73,10 +73,10 @@ pub(crate) struct PackedWeights {
 }
 
 impl PackedWeights {
-    /// The tables that it takes; `None` for the uniform kinds, which take [`Block`]s.
-    fn table_shape(&self) -> Option<TableShape> {
+    /// The form that its kind is multiplied with.
+    fn form(&self) -> Form {
         let PackedInfo { shape, group, kind, .. } = self.info;
-        (!kind.is_uniform()).then_some(TableShape { cols: shape.cols, group })
+        if kind.is_uniform() { Form::Blocks } else { Form::Tables(TableShape { cols: shape.cols, group }) }
     }
 
     fn view(&self) -> lutite_kernels::Result<Packed<'_>> {
@@ -104,6 +104,7 @@ impl Linear {
             bias: None,
             chunk_rows: TILE_ROWS,
             ahead: 0,
+            expands: false,
         })
     }
 
@@ -116,6 +117,7 @@ impl Linear {
             bias: None,
             chunk_rows: TILE_ROWS,
             ahead: 0,
+            expands: false,
         }
     }
 
@@ -125,9 +127,14 @@ impl Linear {
         self
     }
 
-    /// Decides how many rows are claimed at a time, and how far ahead weights are asked for.
-    pub(crate) fn prepare(&mut self, workers: usize, ahead: Ahead) {
-        self.ahead = if self.takes_blocks() { ahead.codes } else { ahead.planes };
+    /// Decides how many rows are claimed at a time, how far ahead weights are asked for, and whether planes are made whole
+    /// codes for prompts: never if they are to be `exact`ly what they would be in an answer.
+    pub(crate) fn prepare(&mut self, isa: Isa, workers: usize, ahead: Ahead, exact: bool) {
+        let blocks = self.form(Phase::Answer) == Form::Blocks;
+        self.ahead = if blocks { ahead.codes } else { ahead.planes };
+        if let Weights::Packed(w) = &self.weights {
+            self.expands = !blocks && !exact && expand::pays(isa, w.info.planes);
+        }
         let tiles = self.rows.div_ceil(TILE_ROWS).max(1);
         let by_bytes = CHUNK_BYTES / (self.bytes() / tiles).max(1);
         let by_workers = tiles / (CHUNKS_PER_WORKER * workers);
@@ -159,16 +166,20 @@ impl Linear {
             Weights::Plain { bytes, .. } => bytes.len(),
         }
     }
-    /// The tables that this matrix needs, if it takes tables.
-    fn table_shape(&self) -> Option<TableShape> {
+    /// The form that it takes activations in.
+    pub(crate) fn form(&self, phase: Phase) -> Form {
         match &self.weights {
-            Weights::Packed(w) => w.table_shape(),
-            Weights::Plain { .. } => None,
+            Weights::Plain { .. } => Form::Floats,
+            Weights::Packed(_) if self.expands && phase == Phase::Prompt => Form::Blocks,
+            Weights::Packed(w) => w.form(),
         }
     }
-    /// Whether it takes activations as [`Block`]s.
-    fn takes_blocks(&self) -> bool {
-        matches!(&self.weights, Weights::Packed(w) if w.info.kind.is_uniform())
+    /// Bytes that a worker needs for whole codes of some tiles.
+    pub(crate) fn scratch_bytes(&self) -> usize {
+        match &self.weights {
+            Weights::Packed(w) if self.expands => expanded_bytes(EXPANDED_TILES, self.cols, w.info.group),
+            _ => 0,
+        }
     }
     /// Its format in a few words, e.g. `uniform q=4 g=32` or `f16`.
     pub(crate) fn format(&self) -> String {
@@ -207,12 +218,13 @@ impl Linear {
     /// If `x` was not made for this matrix: a mistake of the model's code, not of its file.
     fn products(
         &self,
-        isa: Isa,
+        step: &Step<'_>,
+        worker: usize,
         x: &InputGuard<'_>,
-        n: usize,
         rows: Range<usize>,
         put: &mut dyn FnMut(usize, usize, &[f32]),
     ) {
+        let Step { isa, phase, n, .. } = *step;
         let bias = |at: usize, y: &mut [f32]| {
             if let Some(b) = &self.bias {
                 y.iter_mut().zip(&b[at..]).for_each(|(y, b)| *y += b);
@@ -227,10 +239,11 @@ impl Linear {
                     bias(at, y);
                     put(token, at, y);
                 };
-                match (w.table_shape(), n) {
-                    (Some(shape), _) => self.table_products(isa, &view, x, shape, n, tiles, &mut put),
-                    (None, 1) => self.dot_products::<ALONE>(isa, &view, x, n, tiles, &mut put),
-                    (None, _) => self.dot_products::<PRODUCTS>(isa, &view, x, n, tiles, &mut put),
+                match (self.form(phase), w.form(), n) {
+                    (Form::Tables(shape), ..) => self.table_products(step, &view, x, shape, tiles, &mut put),
+                    (_, Form::Tables(_), _) => expanded_products(step, worker, &view, x, tiles, &mut put),
+                    (.., 1) => dot_products::<ALONE>(step, &view, x, tiles, self.ahead, &mut put),
+                    _ => dot_products::<PRODUCTS>(step, &view, x, tiles, self.ahead, &mut put),
                 }
             }),
             Weights::Plain { ty, bytes } => {
@@ -250,17 +263,16 @@ impl Linear {
 
     /// [`gemv()`] by portions of tiles, or where there are several tokens by tiles, whose planes stay in a cache while
     /// the tokens' tables pass by; `put(token, row, values)` receives all rows of some tiles.
-    #[expect(clippy::too_many_arguments, reason = "those of the product, and what it is made from")]
     fn table_products(
         &self,
-        isa: Isa,
+        step: &Step<'_>,
         view: &Packed<'_>,
         x: &InputGuard<'_>,
         shape: TableShape,
-        n: usize,
         tiles: Range<usize>,
         put: &mut dyn FnMut(usize, usize, &mut [f32]),
     ) -> lutite_kernels::Result<()> {
+        let (isa, n) = (step.isa, step.n);
         let mut y = [[0.0; TILE_ROWS]; ALONE];
         let at_once = if n == 1 { ALONE } else { 1 };
         for from in tiles.clone().step_by(at_once) {
@@ -281,88 +293,120 @@ impl Linear {
         }
         Ok(())
     }
+}
 
-    /// [`dot::product`] by portions of tokens and tiles that keep their products in L1; `put(token, row, values)`
-    /// receives all rows of some tiles. A portion is `P` tiles times tokens, so that no more is cleared than is needed.
-    fn dot_products<const P: usize>(
-        &self,
-        isa: Isa,
-        view: &Packed<'_>,
-        x: &InputGuard<'_>,
-        n: usize,
-        tiles: Range<usize>,
-        put: &mut dyn FnMut(usize, usize, &mut [f32]),
-    ) -> lutite_kernels::Result<()> {
-        let blocks = self.cols.div_ceil(BLOCK_COLS);
-        let mut y = [[0.0; TILE_ROWS]; P];
-        let at_once = P / n.clamp(1, MAX_TOKENS);
-        for from in tiles.clone().step_by(at_once) {
-            let tiles = from..(from + at_once).min(tiles.end);
-            for first in (0..n).step_by(MAX_TOKENS) {
-                let tokens = first..(first + MAX_TOKENS).min(n);
-                let x = match &x.blocks {
-                    Some(BlocksGuard::One(x)) => Tokens::One(x),
-                    Some(BlocksGuard::Many(x)) => {
-                        let together = tokens.start / TOGETHER..tokens.end.div_ceil(TOGETHER);
-                        Tokens::Many(&x[together.start * blocks..together.end * blocks], tokens.len())
-                    }
-                    None => Tokens::One(&[]),
-                };
-                let y = &mut y[..tiles.len() * tokens.len()];
-                let ahead = if first == 0 { self.ahead } else { 0 };
-                dot::product(isa, view, x, tiles.clone(), ahead, y)?;
-                for (token, y) in tokens.zip(y.chunks_mut(tiles.len())) {
-                    put(token, tiles.start * TILE_ROWS, y.as_flattened_mut());
+/// [`dot_products`] of planes that are made whole codes, some tiles after the other.
+fn expanded_products(
+    step: &Step<'_>,
+    worker: usize,
+    w: &Packed<'_>,
+    x: &InputGuard<'_>,
+    tiles: Range<usize>,
+    put: &mut dyn FnMut(usize, usize, &mut [f32]),
+) -> lutite_kernels::Result<()> {
+    let mut scratch = step.scratch.write_row(worker);
+    for from in tiles.clone().step_by(EXPANDED_TILES) {
+        let tiles = from..(from + EXPANDED_TILES).min(tiles.end);
+        let codes = expand(step.isa, w, tiles.clone(), &mut scratch)?;
+        dot_products::<PRODUCTS>(step, &codes, x, 0..tiles.len(), 0, &mut |token, at, y| {
+            put(token, tiles.start * TILE_ROWS + at, y);
+        })?;
+    }
+    Ok(())
+}
+
+/// [`dot::product`] by portions of tokens and tiles that keep their products in L1; `put(token, row, values)`
+/// receives all rows of some tiles. A portion is `P` tiles times tokens, so that no more is cleared than is needed.
+fn dot_products<const P: usize>(
+    step: &Step<'_>,
+    w: &Packed<'_>,
+    x: &InputGuard<'_>,
+    tiles: Range<usize>,
+    ahead: usize,
+    put: &mut dyn FnMut(usize, usize, &mut [f32]),
+) -> lutite_kernels::Result<()> {
+    let Step { isa, n, .. } = *step;
+    let blocks = w.shape().cols.div_ceil(BLOCK_COLS);
+    let mut y = [[0.0; TILE_ROWS]; P];
+    let at_once = P / n.clamp(1, MAX_TOKENS);
+    for from in tiles.clone().step_by(at_once) {
+        let tiles = from..(from + at_once).min(tiles.end);
+        for first in (0..n).step_by(MAX_TOKENS) {
+            let tokens = first..(first + MAX_TOKENS).min(n);
+            let x = match &x.blocks {
+                Some(BlocksGuard::One(x)) => Tokens::One(x),
+                Some(BlocksGuard::Many(x)) => {
+                    let together = tokens.start / TOGETHER..tokens.end.div_ceil(TOGETHER);
+                    Tokens::Many(&x[together.start * blocks..together.end * blocks], tokens.len())
                 }
+                None => Tokens::One(&[]),
+            };
+            let y = &mut y[..tiles.len() * tokens.len()];
+            let ahead = if first == 0 { ahead } else { 0 };
+            dot::product(isa, w, x, tiles.clone(), ahead, y)?;
+            for (token, y) in tokens.zip(y.chunks_mut(tiles.len())) {
+                put(token, tiles.start * TILE_ROWS, y.as_flattened_mut());
             }
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Tiles times tokens whose products are worked out at once: 16 KiB of them.
 const PRODUCTS: usize = 4 * MAX_TOKENS;
 
+/// Tiles whose planes are made whole codes at once: as many as are multiplied together.
+const EXPANDED_TILES: usize = PRODUCTS / MAX_TOKENS;
+
+/// [`Linear::scratch_bytes`] of any matrix of `cols` columns at most.
+pub(crate) const fn most_scratch_bytes(cols: usize) -> usize {
+    expanded_bytes(EXPANDED_TILES, cols, GROUPS[0])
+}
+
 /// Tiles at once where there is one token: 2 KiB.
 const ALONE: usize = 16;
+
+/// What the stages of one step have in common.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step<'a> {
+    /// Instruction set.
+    pub(crate) isa: Isa,
+    /// What the tokens are.
+    pub(crate) phase: Phase,
+    /// How many there are.
+    pub(crate) n: usize,
+    /// A row for each worker, of [`Linear::scratch_bytes`] at least.
+    pub(crate) scratch: &'a SharedMat<u8>,
+}
 
 /// A stage: `out[m] = w[m] x` for several matrices that share their input, claimed as one list of chunks.
 /// `outs[m]` is `[tokens][rows of w[m]]`, cut into tiles.
 pub(crate) fn multiply<const M: usize>(
     pool: &mut Pool,
-    isa: Isa,
-    n: usize,
+    step: &Step<'_>,
     x: &Input,
     mats: [&Linear; M],
     outs: [&SharedMat<f32>; M],
 ) {
-    stage(pool, isa, n, x, mats, outs, |y, out| out.copy_from_slice(y));
+    stage(pool, step, x, mats, outs, |y, out| out.copy_from_slice(y));
 }
 
 /// A stage: `out = out + w x`, the residual connection.
-pub(crate) fn multiply_add(
-    pool: &mut Pool,
-    isa: Isa,
-    n: usize,
-    x: &Input,
-    mat: &Linear,
-    out: &SharedMat<f32>,
-) {
-    stage(pool, isa, n, x, [mat], [out], |y, out| out.iter_mut().zip(y).for_each(|(o, y)| *o += y));
+pub(crate) fn multiply_add(pool: &mut Pool, step: &Step<'_>, x: &Input, mat: &Linear, out: &SharedMat<f32>) {
+    stage(pool, step, x, [mat], [out], |y, out| out.iter_mut().zip(y).for_each(|(o, y)| *o += y));
 }
 
 /// Claims the chunks of all matrices; `store` puts consecutive products where they belong.
 fn stage<const M: usize>(
     pool: &mut Pool,
-    isa: Isa,
-    n: usize,
+    step: &Step<'_>,
     x: &Input,
     mats: [&Linear; M],
     outs: [&SharedMat<f32>; M],
     store: impl Fn(&[f32], &mut [f32]) + Sync,
 ) {
     let input = x.read();
-    pool.each(mats.iter().map(|m| m.chunks()).sum(), |mut chunk| {
+    pool.each_by(mats.iter().map(|m| m.chunks()).sum(), |worker, mut chunk| {
         let mut m = 0;
         while chunk >= mats[m].chunks() {
             chunk -= mats[m].chunks();
@@ -370,177 +414,9 @@ fn stage<const M: usize>(
         }
         let rows = mats[m].chunk_range(chunk);
         let mut out = outs[m].write_cols(rows.clone());
-        mats[m].products(isa, &input, n, rows.clone(), &mut |token, row, y| {
+        mats[m].products(step, worker, &input, rows.clone(), &mut |token, row, y| {
             let at = row - rows.start;
             store(y, &mut out.row_mut(token)[at..at + y.len()]);
         });
     });
-}
-
-/// Activations on their way into one or more matrices: the numbers, and every form of them that those matrices use.
-#[derive(Debug)]
-pub(crate) struct Input {
-    x: SharedMat<f32>,
-    tables: Vec<TableBuf>,
-    blocks: Option<BlockBufs>,
-}
-
-/// Activations as integers.
-#[derive(Debug)]
-struct BlockBufs {
-    /// Of one token.
-    one: SharedMat<Block<1>>,
-    /// Of several, `[tokens / TOGETHER][block]`.
-    many: SharedMat<Block<TOGETHER>>,
-}
-
-#[derive(Debug)]
-struct TableBuf {
-    shape: TableShape,
-    entries: SharedMat<u8>,
-    scales: SharedMat<f32>,
-}
-
-impl Input {
-    /// Room for `tokens` inputs of `mats`, all of which have the same width.
-    ///
-    /// # Errors
-    /// When the memory cannot be had.
-    pub(crate) fn new(tokens: usize, mats: &[&Linear]) -> Result<Input> {
-        let cols = mats.first().map_or(0, |m| m.cols());
-        let mut tables: Vec<TableBuf> = Vec::new();
-        for shape in mats.iter().filter_map(|m| m.table_shape()) {
-            if !tables.iter().any(|t| t.shape == shape) {
-                let per_segment = SEGMENT / shape.group * shape.scales_per_group();
-                tables.push(TableBuf {
-                    shape,
-                    entries: SharedMat::new(tokens, shape.entries_len(), SEGMENT / PAIR_COLS * PAIR_BYTES)?,
-                    scales: SharedMat::new(tokens, shape.scales_len(), per_segment)?,
-                });
-            }
-        }
-        let blocks = match mats.iter().any(|m| m.takes_blocks()) {
-            true => {
-                let (blocks, segment) = (cols.div_ceil(BLOCK_COLS), SEGMENT / BLOCK_COLS);
-                let together = if tokens > 1 { tokens.div_ceil(TOGETHER) } else { 0 };
-                Some(BlockBufs {
-                    one: SharedMat::new(1, blocks, segment)?,
-                    many: SharedMat::new(together, blocks, segment)?,
-                })
-            }
-            false => None,
-        };
-        Ok(Input { x: SharedMat::new(tokens, cols, SEGMENT)?, tables, blocks })
-    }
-
-    /// Sets the number of tokens in use.
-    pub(crate) fn set_tokens(&mut self, n: usize) {
-        self.x.set_rows(n);
-        for t in &mut self.tables {
-            t.entries.set_rows(n);
-            t.scales.set_rows(n);
-        }
-        if let Some(b) = &mut self.blocks
-            && n > 1
-        {
-            b.many.set_rows(n.div_ceil(TOGETHER));
-        }
-    }
-
-    /// A stage: fills the activations and makes their other forms. `make(token, columns, out)` computes some
-    /// columns of one token: a whole row where there are several tokens, segments where there is one.
-    pub(crate) fn fill(
-        &self,
-        pool: &mut Pool,
-        isa: Isa,
-        n: usize,
-        make: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
-    ) {
-        if n == 1 {
-            pool.each(self.x.chunks(), |c| {
-                let mut x = self.x.write_chunk(c);
-                let cols = x.cols();
-                make(0, cols.clone(), x.row_mut(0));
-                for t in &self.tables {
-                    let shape = TableShape { cols: cols.len(), ..t.shape };
-                    let (mut e, mut s) = (t.entries.write_chunk(c), t.scales.write_chunk(c));
-                    build(isa, shape, x.row(0), e.row_mut(0), s.row_mut(0));
-                }
-                if let Some(b) = &self.blocks {
-                    quantize(isa, [x.row(0)], b.one.write_chunk(c).row_mut(0));
-                }
-            });
-        } else {
-            pool.each(n.div_ceil(TOGETHER), |together| {
-                let first = together * TOGETHER;
-                let mut xs = [const { None }; TOGETHER];
-                for (token, row) in (first..n).zip(&mut xs) {
-                    let x = row.insert(self.x.write_row(token));
-                    make(token, 0..x.len(), x);
-                    for t in &self.tables {
-                        let (mut e, mut s) = (t.entries.write_row(token), t.scales.write_row(token));
-                        build(isa, t.shape, x, &mut e, &mut s);
-                    }
-                }
-                if let Some(b) = &self.blocks {
-                    let xs = xs.each_ref().map(|x| x.as_deref().unwrap_or_default());
-                    quantize(isa, xs, &mut b.many.write_row(together));
-                }
-            });
-        }
-    }
-
-    fn read(&self) -> InputGuard<'_> {
-        let mut tables = [const { None }; MAX_TABLES];
-        for (g, t) in tables.iter_mut().zip(&self.tables) {
-            *g = Some((t.shape, t.entries.read(), t.scales.read()));
-        }
-        let blocks = self.blocks.as_ref().map(|b| match self.x.rows() {
-            1 => BlocksGuard::One(b.one.read()),
-            _ => BlocksGuard::Many(b.many.read()),
-        });
-        InputGuard { x: self.x.read(), tables, blocks }
-    }
-}
-
-/// As many kinds of tables as there are: one for each size of group.
-const MAX_TABLES: usize = lutite_kernels::pack::GROUPS.len();
-
-type TableGuard<'a> = (TableShape, ReadGuard<'a, u8>, ReadGuard<'a, f32>);
-
-/// All of an [`Input`], to read.
-struct InputGuard<'a> {
-    x: ReadGuard<'a, f32>,
-    tables: [Option<TableGuard<'a>>; MAX_TABLES],
-    blocks: Option<BlocksGuard<'a>>,
-}
-
-/// Of one token, or of several.
-enum BlocksGuard<'a> {
-    One(ReadGuard<'a, Block<1>>),
-    Many(ReadGuard<'a, Block<TOGETHER>>),
-}
-
-impl InputGuard<'_> {
-    fn tables(&self, token: usize, shape: TableShape) -> lutite_kernels::Result<Tables<'_>> {
-        let found = self.tables.iter().flatten().find(|t| t.0 == shape);
-        let (shape, entries, scales) = found.ok_or(lutite_kernels::Error::Shape {
-            what: "group",
-            found: shape.group,
-            allowed: "one that the input was made for",
-        })?;
-        Tables::new(*shape, entries.row(token), scales.row(token))
-    }
-}
-
-fn build(isa: Isa, shape: TableShape, x: &[f32], entries: &mut [u8], scales: &mut [f32]) {
-    if let Err(e) = table::build(isa, shape, x, entries, scales) {
-        panic!("tables of {} activations: {e}", x.len());
-    }
-}
-
-fn quantize<const T: usize>(isa: Isa, x: [&[f32]; T], blocks: &mut [Block<T>]) {
-    if let Err(e) = dot::quantize(isa, x, blocks) {
-        panic!("{} blocks of activations: {e}", blocks.len());
-    }
 }

@@ -36,6 +36,9 @@ pub struct OpenOptions {
     pub kv: KvTypes,
     /// How far ahead weights are asked for.
     pub ahead: Ahead,
+    /// Whether prompts are multiplied as answers are, so that a token's bits do not depend on its phase: slower where
+    /// weights have 3 to 5 planes.
+    pub exact: bool,
     /// Bytes that the session may allocate beside its weights and which limit says so; `None` for no check.
     pub available: Option<(u64, String)>,
     /// Whether a packed file is held against its checksums first, which reads all of it (some 10 ms for 100 MB that
@@ -54,6 +57,7 @@ impl OpenOptions {
             batch: DEFAULT_BATCH,
             kv: KvTypes::default(),
             ahead: Ahead::default(),
+            exact: false,
             available: None,
             verify: true,
         }
@@ -114,5 +118,9 @@ pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
             });
         }
     }
-    Llama::new(config, &weights, Session { isa: o.isa, pool, kv: shape, batch, ahead: o.ahead })
+    Llama::new(
+        config,
+        &weights,
+        Session { isa: o.isa, pool, kv: shape, batch, ahead: o.ahead, exact: o.exact },
+    )
 }

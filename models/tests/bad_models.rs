@@ -11,7 +11,7 @@ use lutite_kernels::ggml::GgmlType;
 use lutite_kernels::isa::Isa;
 use lutite_models::arch::llama::session_bytes;
 use lutite_models::{Model, OpenOptions, Path, open};
-use lutite_runtime::decode::{Decoder, Logits};
+use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::store::{Bytes, Gguf, Value};
 use peak::peak_of;
 use std::time::{Duration, Instant};
@@ -206,7 +206,7 @@ fn numbers_that_are_none() {
                 t.3 = half(bad).repeat(n);
             });
             let mut m = try_open(&file, &options()).unwrap();
-            m.step(&[1, 2, 3], Logits::All).unwrap();
+            m.step(&[1, 2, 3], Phase::Prompt, Logits::All).unwrap();
         }
     }
     assert!(tensors(|all| named(all, "rope_freqs.weight").3 = f32s(&[0.0; 16])).contains("not above 0"));
@@ -247,10 +247,16 @@ fn contexts_that_do_not_fit() {
 fn tokens_outside_and_prompts_too_long() {
     let mut m = try_open(&seed(), &options()).unwrap();
     assert!(
-        m.step(&[512], Logits::Last).unwrap_err().to_string().contains("outside of the vocabulary of 512")
+        m.step(&[512], Phase::Prompt, Logits::Last)
+            .unwrap_err()
+            .to_string()
+            .contains("outside of the vocabulary of 512")
     );
-    assert!(m.step(&[u32::MAX], Logits::Last).is_err());
-    assert!(m.step(&[1; 9], Logits::Last).is_err() && m.step(&[], Logits::Last).is_err());
+    assert!(m.step(&[u32::MAX], Phase::Prompt, Logits::Last).is_err());
+    assert!(
+        m.step(&[1; 9], Phase::Prompt, Logits::Last).is_err()
+            && m.step(&[], Phase::Answer, Logits::Last).is_err()
+    );
     assert_eq!(m.position(), 0);
     let message = m.check_room(65).unwrap_err().to_string();
     assert!(
@@ -307,7 +313,8 @@ fn mutated_models() {
         }
         let result = std::panic::catch_unwind(|| {
             let o = OpenOptions { context: None, ..options() };
-            try_open(&file, &o).map(|mut m| m.step(&[1], Logits::Last).map(|_| ()).map_err(|e| e.to_string()))
+            try_open(&file, &o)
+                .map(|mut m| m.step(&[1], Phase::Prompt, Logits::Last).map(|_| ()).map_err(|e| e.to_string()))
         });
         match result {
             Ok(opened) => accepted += u64::from(opened.is_ok()),

@@ -13,7 +13,7 @@ use lutite_kernels::isa::Isa;
 use lutite_models::hf::tokenizer::{Files as TokenizerFiles, HfTokenizer, ModelIds};
 use lutite_models::sampling::SamplingDefaults;
 use lutite_models::{ChatTemplate, OpenOptions, Path, Tokenizer, TokenizerSpec, hf, open};
-use lutite_runtime::decode::{Decoder, Logits};
+use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::store::{Bytes, Gguf, ModelFile, Value};
 use serde_json::json;
 use std::path::PathBuf;
@@ -45,7 +45,7 @@ fn logits(file: impl Into<ModelFile>, vocab: u32) -> Vec<u32> {
         OpenOptions { path: Path::Plain, workers: 2, context: Some(64), ..OpenOptions::new(Isa::detect()) };
     let mut m = open::open(file, &o).unwrap();
     let tokens: Vec<u32> = (0..24).map(|i| (i * 37 + 1) % vocab).collect();
-    m.step(&tokens, Logits::All).unwrap().iter().map(|x| x.to_bits()).collect()
+    m.step(&tokens, Phase::Prompt, Logits::All).unwrap().iter().map(|x| x.to_bits()).collect()
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use lutite_kernels::isa::Isa;
 use lutite_models::{OpenOptions, Path, open};
-use lutite_runtime::decode::{Decoder, Logits};
+use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::kv::KvType;
 use lutite_runtime::os::map::Map;
 use lutite_runtime::store::{Bytes, Gguf, GgufWriter};
@@ -33,7 +33,7 @@ fn largest_difference(model: &str, bytes: &Bytes, tokens: &[u32], expected: &[f6
             let mut m = open::open(bytes, &o).unwrap();
             let mut got = Vec::new();
             for t in tokens.chunks(batch) {
-                got.extend_from_slice(m.step(t, Logits::All).unwrap());
+                got.extend_from_slice(m.step(t, Phase::Prompt, Logits::All).unwrap());
             }
             assert_eq!(got.len(), expected.len());
             let diff = got.iter().zip(expected).map(|(g, e)| (f64::from(*g) - e).abs()).fold(0.0, f64::max);

@@ -14,6 +14,16 @@ pub enum Logits {
     All,
 }
 
+/// What a step's tokens are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Tokens that were there before anything was generated. They may be multiplied in a way that is faster with many
+    /// tokens, and so give other bits than the same tokens of an answer.
+    Prompt,
+    /// Tokens that were generated, one by one or several to be verified.
+    Answer,
+}
+
 /// A decoder with its KV cache: a position that moves forward as tokens are fed.
 pub trait Decoder {
     /// What can go wrong.
@@ -35,13 +45,13 @@ pub trait Decoder {
     /// # Errors
     /// When they do not, with what to do.
     fn check_room(&self, tokens: usize) -> Result<(), Self::Error>;
-    /// Feeds 1 to [`Decoder::batch`] tokens and returns logits. The results do not depend on how tokens
-    /// are split into steps.
+    /// Feeds 1 to [`Decoder::batch`] tokens and returns logits. The results depend on each token's phase, but not on how
+    /// tokens are split into steps.
     ///
     /// # Errors
     /// When there are no tokens or too many, when one is outside of the vocabulary, or when the context is
     /// full; the position then stays.
-    fn step(&mut self, tokens: &[u32], logits: Logits) -> Result<&[f32], Self::Error>;
+    fn step(&mut self, tokens: &[u32], phase: Phase, logits: Logits) -> Result<&[f32], Self::Error>;
 }
 
 /// One answer to be generated.
@@ -129,7 +139,7 @@ pub fn generate<D: Decoder + ?Sized>(
         let part = &request.prompt[fed..(fed + batch).min(request.prompt.len())];
         fed += part.len();
         let position = decoder.position() + part.len();
-        let logits = decoder.step(part, Logits::Last).map_err(GenerateError::Decoder)?;
+        let logits = decoder.step(part, Phase::Prompt, Logits::Last).map_err(GenerateError::Decoder)?;
         if fed == request.prompt.len() && request.max_tokens > 0 {
             next = Some(sampler.sample(logits, position as u64)?);
         }
@@ -163,7 +173,7 @@ pub fn generate<D: Decoder + ?Sized>(
             break;
         }
         let position = decoder.position() + 1;
-        let logits = decoder.step(&[token], Logits::Last).map_err(GenerateError::Decoder)?;
+        let logits = decoder.step(&[token], Phase::Answer, Logits::Last).map_err(GenerateError::Decoder)?;
         next = Some(sampler.sample(logits, position as u64)?);
     }
     out.time = start.elapsed();

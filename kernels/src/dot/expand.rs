@@ -1,10 +1,11 @@
 //! Planes as whole codes: what the products of a prompt are made of.
 //!
-//! A table's look-ups grow with the number of planes, a product of codes does not, so from 3 planes on many tokens are
-//! multiplied faster by codes (`docs/speed.md`). Per row and group:
+//! A table's look-ups grow with the number of planes, a product of codes does not, so from some number of planes on many
+//! tokens are multiplied faster by codes: see [`pays`]. Per row and group:
 //!
 //! ```text
-//! D = sum |s_p| / (255 - q / 2)      rounded up to f16
+//! n = floor(max |s_p| (255 - q / 2) / sum |s_p|)     so many steps for the largest scale at most
+//! D = max |s_p| / (n - i)            of 8 i from 0 on that with the least sum (s_p - D c_p)^2, rounded up to f16
 //! c_p = round(s_p (1 / D))           to nearest even
 //! offset = - sum of the negative c_p
 //! code = offset + sum c_p b_p        w = D code + (z - D offset), but for what rounding c_p took
@@ -12,8 +13,8 @@
 //!
 //! # Bounds
 //! `|c_p| <= |s_p| / D + 1/2`, so `sum |c_p| <= 255 - q / 2 + q / 2`: every code is a byte. On the way there sums of bytes
-//! wrap around. A weight is off by `D / 2` for each plane at most; with 5 planes that adds 4 % to the energy of what the
-//! planes themselves have lost, with 6 it would add 19 %.
+//! wrap around. A weight is off by `D / 2` for each plane at most. The choice of `D` makes that half as much or less: without
+//! it, with 5 planes, it was more than what rounding activations costs (`docs/speed.md`).
 
 use crate::error::{Error, Result};
 use crate::isa::Isa;
@@ -21,13 +22,19 @@ use crate::pack::c32::{self, BLOCK_COLS, UNIT_BYTES};
 use crate::pack::p32::{BLOCK_BYTES, PAIR_COLS, TILE_ROWS};
 use crate::pack::{MAX_PLANES, Packed, ParamKind, PlaneShape};
 use crate::simd::{Kernel, LANES, Simd};
-use core::ops::{Range, RangeInclusive};
+use core::ops::Range;
 
-/// Numbers of planes for which codes are worth their making, and exact enough.
-pub const PLANES: RangeInclusive<usize> = 3..=5;
+/// Whether codes are worth their making for a prompt's products with `planes` planes, and exact enough.
+pub const fn pays(isa: Isa, planes: usize) -> bool {
+    let from = if isa.has_byte_products() { 3 } else { 4 };
+    from <= planes && planes <= 5
+}
 
 /// Bits of a code.
 const BITS: usize = 8;
+
+/// Numbers of steps for the largest scale that are tried.
+const TRIED: usize = 8;
 
 /// One number of each row of a tile.
 type Rows = [f32; TILE_ROWS];
@@ -138,20 +145,15 @@ fn steps<S: Simd>(
         };
         s.rows_store(numbers, rows);
     }
-    let mut d = [0.0; TILE_ROWS];
-    for rows in &coefficients[..planes] {
-        for r in 0..TILE_ROWS {
-            d[r] += rows[r].abs();
-        }
-    }
     let (d_out, m_out) = out.split_at_mut(2 * TILE_ROWS);
-    let inverse = step(s, &mut d, planes, d_out);
+    let mut d = finest(&coefficients[..planes]);
+    let inverse = up_to_half(s, &mut d, d_out);
     let mut steps = Steps { offset: [0; UNIT_BYTES], c: [[0; UNIT_BYTES]; MAX_PLANES] };
     let mut offset = [0i32; TILE_ROWS];
     for (rows, out) in coefficients[..planes].iter().zip(&mut steps.c) {
         let mut c = [0i32; TILE_ROWS];
         for r in 0..TILE_ROWS {
-            c[r] = (rows[r] * inverse[r]).round_ties_even() as i32;
+            c[r] = rounded(rows[r] * inverse[r]);
             offset[r] -= c[r].min(0);
         }
         four_times(&c, out);
@@ -165,13 +167,53 @@ fn steps<S: Simd>(
     steps
 }
 
-/// From `sum |s_p|`: `D`, which goes to `out` too, and its inverse.
+/// Each row's `D`, before it is rounded up, for the scales `[plane][row]`; 0 where all of them are.
 #[inline(always)]
-fn step<S: Simd>(s: S, d: &mut Rows, planes: usize, out: &mut [u8]) -> Rows {
-    let mut least = *d;
-    for r in 0..TILE_ROWS {
-        least[r] *= 1.0 / (255.0 - 0.5 * planes as f32);
+fn finest(scales: &[Rows]) -> Rows {
+    let (mut top, mut total) = ([0.0f32; TILE_ROWS], [0.0; TILE_ROWS]);
+    for rows in scales {
+        for r in 0..TILE_ROWS {
+            let s = rows[r].abs();
+            top[r] = if s > top[r] { s } else { top[r] };
+            total[r] += s;
+        }
     }
+    let (mut most, mut unit) = ([0.0; TILE_ROWS], [0.0; TILE_ROWS]);
+    for r in 0..TILE_ROWS {
+        let n = (top[r] * (255.0 - 0.5 * scales.len() as f32) / total[r]).floor();
+        // Not above 0 where numbers are too small, or none.
+        (most[r], unit[r]) = (if n > 0.0 { n } else { 1.0 }, 1.0 / top[r]);
+    }
+    let (mut best, mut least) = (most, [f32::INFINITY; TILE_ROWS]);
+    for i in 0..TRIED {
+        let (mut n, mut left) = ([0.0; TILE_ROWS], [0.0; TILE_ROWS]);
+        for r in 0..TILE_ROWS {
+            n[r] = most[r] - i as f32;
+        }
+        for rows in scales {
+            for r in 0..TILE_ROWS {
+                let steps = rows[r] * unit[r] * n[r];
+                let e = steps - steps.round_ties_even();
+                left[r] += e * e;
+            }
+        }
+        for r in 0..TILE_ROWS {
+            // In squares of D, which is inverse to n.
+            let better = left[r] * (best[r] * best[r]) < least[r] * (n[r] * n[r]) && n[r] > 0.0;
+            best[r] = if better { n[r] } else { best[r] };
+            least[r] = if better { left[r] } else { least[r] };
+        }
+    }
+    for r in 0..TILE_ROWS {
+        top[r] /= best[r];
+    }
+    top
+}
+
+/// `d` rounded up to half floats, which go to `out` too; returns its inverse.
+#[inline(always)]
+fn up_to_half<S: Simd>(s: S, d: &mut Rows, out: &mut [u8]) -> Rows {
+    let least = *d;
     halves(s, &least, out);
     for (d, half) in d.as_chunks_mut().0.iter_mut().zip(out.as_chunks().0) {
         s.store(s.load_f16(half), d);
@@ -190,6 +232,15 @@ fn step<S: Simd>(s: S, d: &mut Rows, planes: usize, out: &mut [u8]) -> Rows {
         }
     }
     inverse
+}
+
+/// The nearest integer, to even, of numbers within +-256; 0 of others. A cast would look at each for itself.
+#[inline(always)]
+fn rounded(x: f32) -> i32 {
+    /// From here on floats are the integers, one by one.
+    const INTEGERS: f32 = 12_582_912.0;
+    let x = if x.abs() <= 256.0 { x } else { 0.0 };
+    (x + INTEGERS).to_bits().cast_signed() - INTEGERS.to_bits().cast_signed()
 }
 
 /// 32 numbers as half floats.

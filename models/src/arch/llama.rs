@@ -16,16 +16,17 @@
 use crate::attention::{self, Attention};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::linear::{Ahead, Input, Linear, multiply, multiply_add};
+use crate::input::Input;
+use crate::linear::{Ahead, Linear, Step, most_scratch_bytes, multiply, multiply_add};
 use crate::weights::Weights;
 use lutite_kernels::ggml::{GgmlType, dequantize_row};
 use lutite_kernels::isa::Isa;
 use lutite_kernels::ops::rope::Rope;
 use lutite_kernels::ops::{act, norm};
 use lutite_kernels::pack::p32::TILE_ROWS;
-use lutite_runtime::decode::{Decoder, Logits};
+use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::kv::KvShape;
-use lutite_runtime::os::shared::SharedMat;
+use lutite_runtime::os::shared::{ALIGN_BYTES, SharedMat};
 use lutite_runtime::pool::Pool;
 use lutite_runtime::store::Bytes;
 
@@ -120,6 +121,7 @@ struct Flow {
     mid: Input,             // [ffn]
     head_in: Input,         // [dim], normed; only the tokens whose logits are asked for
     logits: SharedMat<f32>, // [vocab], as many
+    scratch: SharedMat<u8>, // [workers][bytes], what a worker makes of weights on the way
 }
 
 /// A Llama-like decoder.
@@ -143,12 +145,14 @@ pub struct SessionBytes {
 
 /// Estimates what a session will allocate, without allocating it; saturating.
 pub fn session_bytes(c: &Config, kv: KvShape, batch: usize, workers: usize) -> SessionBytes {
-    // Floats of the residual stream, q, k, v, gate, up and logits; inputs count 4 bytes per activation and
-    // up to 9 for its tables.
+    // Floats of the residual stream, q, k, v, gate, up and logits; inputs count 4 bytes per activation, up to 9 for its
+    // tables and 3 as integers.
     let inputs = 3 * c.dim + c.heads * c.head_dim + c.ffn;
     let floats = c.dim + (c.heads + 2 * c.kv_heads) * c.head_dim + c.rope.dims + 2 * c.ffn + c.vocab;
     let attention = attention::buffer_bytes(c, kv, batch, workers);
-    let activations = batch.saturating_mul(4 * floats + 13 * inputs).saturating_add(attention);
+    let activations = batch.saturating_mul(4 * floats + 16 * inputs).saturating_add(attention);
+    let widest = c.dim.max(c.heads * c.head_dim).max(c.ffn);
+    let activations = activations.saturating_add(workers.saturating_mul(most_scratch_bytes(widest)));
     SessionBytes { kv: kv.bytes(), activations }
 }
 
@@ -187,24 +191,27 @@ pub(crate) struct Session {
     pub(crate) kv: KvShape,
     pub(crate) batch: usize,
     pub(crate) ahead: Ahead,
+    pub(crate) exact: bool,
 }
 
 impl Llama {
     /// Loads the weights and makes a session's buffers. The caller has [`check`]ed the file, and that it all fits into
     /// memory.
     pub(crate) fn new(config: Config, w: &Weights<'_>, session: Session) -> Result<Llama> {
-        let Session { isa, pool, kv, batch, ahead } = session;
+        let Session { isa, pool, kv, batch, ahead, exact } = session;
         let c = &config;
         let (dim, ffn) = (c.dim, c.ffn);
-        let load = |name: &str, rows, cols| -> Result<Linear> {
+        let prepared = |name: &str, rows, cols, exact| -> Result<Linear> {
             let mut l = w.linear(name, rows, cols)?;
-            l.prepare(pool.workers(), ahead);
+            l.prepare(isa, pool.workers(), ahead, exact);
             Ok(l)
         };
+        let load = |name: &str, rows, cols| prepared(name, rows, cols, exact);
         let vector = |name: &str, n| w.vector(name, n);
         let layers = (0..c.layers).map(|i| Layer::find(c, i, &load, &vector)).collect::<Result<Vec<_>>>()?;
         let tied = is_tied(w);
-        let head = load(head_name(tied), c.vocab, dim)?;
+        // Of a prompt mostly the last token's logits are asked for, and for one token whole codes are not worth making.
+        let head = prepared(head_name(tied), c.vocab, dim, true)?;
         let embedding = if tied { Embedding::Tied } else { w.embedding(c.vocab, dim)? };
         let norm = w.vector(NORM, dim)?;
         let rope = Rope::new(&c.rope);
@@ -222,6 +229,11 @@ impl Llama {
             mid: Input::new(batch, &all(|l| vec![&l.down]))?,
             head_in: Input::new(batch, &[&head])?,
             logits: tiled(c.vocab)?,
+            scratch: SharedMat::new(
+                pool.workers(),
+                layers.iter().flat_map(Layer::linears).map(Linear::scratch_bytes).max().unwrap_or(0),
+                ALIGN_BYTES,
+            )?,
         };
         let net = Net { isa, embedding, layers, norm, head, rope, config };
         Ok(Llama { net, flow, pool, position: 0, batch })
@@ -308,7 +320,7 @@ impl Decoder for Llama {
         Ok(())
     }
 
-    fn step(&mut self, tokens: &[u32], logits: Logits) -> Result<&[f32]> {
+    fn step(&mut self, tokens: &[u32], phase: Phase, logits: Logits) -> Result<&[f32]> {
         let n = tokens.len();
         if n == 0 || n > self.batch {
             let why = format!("{n} tokens in one step, expected 1 to {}", self.batch);
@@ -318,29 +330,29 @@ impl Decoder for Llama {
         let Llama { net, flow, pool, position, .. } = self;
         let start = *position;
         let wanted = if logits == Logits::All { n } else { 1 };
-        flow.set_step(start, n, wanted);
+        flow.set_step(start, n, wanted, phase);
         net.embed(tokens, &mut flow.x)?;
         for (i, row) in
             flow.attention.input.angles.as_mut_slice().chunks_exact_mut(net.rope.dims()).enumerate()
         {
             net.rope.angles(start + i, row);
         }
-        net.forward(pool, flow, n, wanted);
+        net.forward(pool, flow, phase, n, wanted);
         *position += n;
         Ok(&flow.logits.as_mut_slice()[..wanted * net.config.vocab])
     }
 }
 
 impl Flow {
-    fn set_step(&mut self, start: usize, n: usize, wanted: usize) {
+    fn set_step(&mut self, start: usize, n: usize, wanted: usize, phase: Phase) {
         for m in [&mut self.x, &mut self.gate, &mut self.up] {
             m.set_rows(n);
         }
         self.attention.set_step(start, n);
         for i in [&mut self.attn_in, &mut self.att_in, &mut self.ffn_in, &mut self.mid] {
-            i.set_tokens(n);
+            i.set_step(n, phase);
         }
-        self.head_in.set_tokens(wanted);
+        self.head_in.set_step(wanted, phase);
         self.logits.set_rows(wanted);
     }
 }
@@ -365,28 +377,29 @@ impl Net {
     }
 
     /// One step.
-    fn forward(&self, pool: &mut Pool, f: &Flow, n: usize, wanted: usize) {
+    fn forward(&self, pool: &mut Pool, f: &Flow, phase: Phase, n: usize, wanted: usize) {
         let isa = self.isa;
+        let step = &Step { isa, phase, n, scratch: &f.scratch };
         for (i, l) in self.layers.iter().enumerate() {
             self.norm(pool, f, 0, n, &l.attn_norm, &f.attn_in);
             let to = &f.attention.input;
-            multiply(pool, isa, n, &f.attn_in, [&l.q, &l.k, &l.v], [&to.q, &to.k, &to.v]);
+            multiply(pool, step, &f.attn_in, [&l.q, &l.k, &l.v], [&to.q, &to.k, &to.v]);
             f.attention.attend(pool, isa, i);
             f.att_in.fill(pool, isa, n, |t, cols, out| f.attention.output(isa, t, cols, out));
-            multiply_add(pool, isa, n, &f.att_in, &l.o, &f.x);
+            multiply_add(pool, step, &f.att_in, &l.o, &f.x);
 
             self.norm(pool, f, 0, n, &l.ffn_norm, &f.ffn_in);
-            multiply(pool, isa, n, &f.ffn_in, [&l.gate, &l.up], [&f.gate, &f.up]);
+            multiply(pool, step, &f.ffn_in, [&l.gate, &l.up], [&f.gate, &f.up]);
             {
                 let (gate, up) = (f.gate.read(), f.up.read());
                 f.mid.fill(pool, isa, n, |t, cols, out| {
                     act::silu_mul(isa, &gate.row(t)[cols.clone()], &up.row(t)[cols], out);
                 });
             }
-            multiply_add(pool, isa, n, &f.mid, &l.down, &f.x);
+            multiply_add(pool, step, &f.mid, &l.down, &f.x);
         }
         self.norm(pool, f, n - wanted, wanted, &self.norm, &f.head_in);
-        multiply(pool, isa, wanted, &f.head_in, [&self.head], [&f.logits]);
+        multiply(pool, &Step { n: wanted, ..*step }, &f.head_in, [&self.head], [&f.logits]);
     }
 
     /// A stage: norms `n` tokens of the residual stream from the `first` on, and tabulates them. A token's

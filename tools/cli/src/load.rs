@@ -134,6 +134,7 @@ pub(crate) fn options(
         kv: KvTypes { keys: engine.cache_type_k.into(), values: engine.cache_type_v.into() },
         available: memory::available().map(|m| (m.bytes, m.bound_by)),
         ahead: tuning::ahead(isa),
+        exact: engine.exact_prompts,
         ..OpenOptions::new(isa)
     })
 }

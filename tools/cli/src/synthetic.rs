@@ -373,13 +373,13 @@ mod tests {
     #[test]
     fn logits_are_finite_and_differ() {
         use lutite_models::{OpenOptions, open};
-        use lutite_runtime::decode::{Decoder, Logits};
+        use lutite_runtime::decode::{Decoder, Logits, Phase};
         let recipe = Recipe::new(Synthetic::SmolLm2, Some(Bits::Planes(1)), Some(64)).unwrap();
         // Random weights carry no checksums.
         let isa = lutite_kernels::isa::Isa::detect();
         let options = OpenOptions { context: Some(8), verify: false, ..OpenOptions::new(isa) };
         let mut model = open::open(&recipe.build(2).unwrap(), &options).unwrap();
-        let logits = model.step(&[1, 2, 3, 4], Logits::Last).unwrap();
+        let logits = model.step(&[1, 2, 3, 4], Phase::Prompt, Logits::Last).unwrap();
         assert!(logits.iter().all(|x| x.is_finite()));
         assert!(logits.iter().any(|x| (x - logits[0]).abs() > 0.1));
     }

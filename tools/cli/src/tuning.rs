@@ -9,7 +9,7 @@ use crate::{interrupt, places};
 use anyhow::Context;
 use lutite_kernels::isa::Isa;
 use lutite_models::{Ahead, OpenOptions, open};
-use lutite_runtime::decode::{Decoder, Logits};
+use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::os::topology::Topology;
 use lutite_runtime::store::Bytes;
 use serde_json::{Value, json};
@@ -116,10 +116,10 @@ fn best(
                 ..OpenOptions::new(isa)
             };
             let mut model = open::open(model, &options)?;
-            model.step(&[1], Logits::Last)?;
+            model.step(&[1], Phase::Answer, Logits::Last)?;
             let (start, mut tokens) = (Instant::now(), 0);
             while tokens == 0 || (start.elapsed() < SAMPLE && tokens < TOKENS) {
-                model.step(&[tokens], Logits::Last)?;
+                model.step(&[tokens], Phase::Answer, Logits::Last)?;
                 tokens += 1;
             }
             *time = time.min(start.elapsed().as_secs_f64() / f64::from(tokens));

@@ -10,7 +10,7 @@ use common::{pack, smollm2};
 use lutite_kernels::isa::Isa;
 use lutite_models::{OpenOptions, Path, open};
 use lutite_quant::{Bits, PackOptions};
-use lutite_runtime::decode::{Decoder, Logits};
+use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::kv::KvType;
 use lutite_runtime::os::map::Map;
 use lutite_runtime::store::Bytes;
@@ -29,7 +29,10 @@ fn allocations_in(bytes: &Bytes, isa: Isa, path: Path, kv: KvType, workers: usiz
         let mut rest = ids.as_slice();
         for n in [1, 2, 5, 32, 1, 1, 1, 32, 5] {
             let (now, later) = rest.split_at(n);
-            model.step(now, Logits::Last).unwrap();
+            let position = model.position();
+            model.step(now, Phase::Prompt, Logits::Last).unwrap();
+            model.rewind(position);
+            model.step(now, Phase::Answer, Logits::Last).unwrap();
             rest = later;
         }
     };

@@ -7,7 +7,7 @@ use common::pack;
 use lutite_kernels::isa::Isa;
 use lutite_models::{OpenOptions, Path, Tokenizer, open};
 use lutite_quant::{Bits, PackOptions};
-use lutite_runtime::decode::{Decoder, Logits};
+use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::os::map::Map;
 use lutite_runtime::sample::argmax;
 use lutite_runtime::store::{Bytes, Gguf};
@@ -26,7 +26,8 @@ fn generate(bytes: &Bytes, isa: Isa, path: Path, prompt: &str, tokens: usize) ->
     let mut ids = tokenizer.encode(prompt, true, false);
     let mut fed = 0;
     for _ in 0..tokens {
-        let logits = model.step(&ids[fed..], Logits::All).unwrap();
+        let phase = if fed == 0 { Phase::Prompt } else { Phase::Answer };
+        let logits = model.step(&ids[fed..], phase, Logits::All).unwrap();
         logits.iter().for_each(|l| hash.update(&l.to_bits().to_le_bytes()));
         fed = ids.len();
         ids.push(argmax(&logits[logits.len() - tokenizer.vocab_size()..]).unwrap());

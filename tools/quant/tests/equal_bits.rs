@@ -4,11 +4,13 @@
 
 mod common;
 
-use common::{Smollm2, smollm2};
+use common::{Smollm2, pack, smollm2};
+use lutite_kernels::dot::expand;
 use lutite_kernels::isa::Isa;
 use lutite_kernels::ops::softmax::log_sum_exp;
 use lutite_models::{Model, OpenOptions, Path, Tokenizer, open};
-use lutite_runtime::decode::{Decoder, Logits};
+use lutite_quant::{Bits, PackOptions};
+use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::kv::KvType;
 use lutite_runtime::sample::argmax;
 use lutite_runtime::store::{Bytes, Gguf};
@@ -38,15 +40,15 @@ fn greedy(m: &mut Model, prompt: &[u32], n: usize) -> (Vec<u32>, u64) {
     let mut hash = Xxh3::new();
     let mut out = Vec::new();
     let batch = m.batch();
-    let mut fed: Vec<u32> = prompt.to_vec();
+    let (mut fed, mut phase): (Vec<u32>, _) = (prompt.to_vec(), Phase::Prompt);
     for _ in 0..n {
         let mut next = None;
         for part in fed.chunks(batch) {
-            let logits = m.step(part, Logits::Last).unwrap();
+            let logits = m.step(part, phase, Logits::Last).unwrap();
             next = argmax(logits);
             logits.iter().for_each(|l| hash.update(&l.to_bits().to_le_bytes()));
         }
-        fed = vec![next.unwrap()];
+        (fed, phase) = (vec![next.unwrap()], Phase::Answer);
         out.push(fed[0]);
     }
     (out, hash.digest())
@@ -83,31 +85,62 @@ fn every_tier_and_thread_count_gives_equal_bits() {
     println!("{} tokens equal in bits on scalar and {} others", n * PROMPTS.len(), others.len());
 }
 
-/// More workers than cores, and batches of other sizes, on a shorter run.
+/// More workers than cores, and batches of other sizes, on a shorter run: whole codes, which every phase takes, and 3 and
+/// 4 planes, of which prompts make whole codes unless they are to be exact.
 #[test]
 fn batches_and_more_workers_give_equal_bits() {
-    let Some(Smollm2 { packed, .. }) = smollm2() else { return };
+    let Some(Smollm2 { source, packed, .. }) = smollm2() else { return };
     let tokenizer = Tokenizer::from_gguf(&Gguf::parse(&packed).unwrap()).unwrap();
     let ids = tokenizer.encode(PROMPTS[1], true, false);
-    let all = |workers, batch: usize| {
-        let mut m = load(&packed, Isa::detect(), workers, batch);
+    let all = |bytes: &Bytes, isa, workers, batch: usize, phase, exact| {
+        let o = OpenOptions { workers, batch, exact, context: Some(300), ..OpenOptions::new(isa) };
+        let mut m = open::open(bytes, &o).unwrap();
         let mut bits = Vec::new();
         for part in ids.chunks(batch) {
-            bits.extend(m.step(part, Logits::All).unwrap().iter().map(|l| l.to_bits()));
+            bits.extend(m.step(part, phase, Logits::All).unwrap().iter().map(|l| l.to_bits()));
         }
         bits
     };
-    let want = all(1, 1);
-    for (workers, batch) in [(1, 5), (2, 64), (3, 2), (8, 17)] {
-        assert!(all(workers, batch) == want, "{workers} workers, batches of {batch}");
+    let planes = |q| pack(&source, &PackOptions { bits: Bits::Planes(q), ..PackOptions::exact() });
+    for (q, bytes) in [(0, &packed), (3, &planes(3)), (4, &planes(4))] {
+        let isa = Isa::detect();
+        for phase in [Phase::Prompt, Phase::Answer] {
+            let want = all(bytes, isa, 1, 1, phase, false);
+            for (workers, batch) in [(1, 5), (2, 64), (3, 2), (8, 17)] {
+                let got = all(bytes, isa, workers, batch, phase, false);
+                assert!(got == want, "{q} planes, {phase:?}, {workers} workers, batches of {batch}");
+            }
+        }
+        let answer = all(bytes, isa, 2, 64, Phase::Answer, false);
+        assert!(all(bytes, isa, 2, 64, Phase::Prompt, true) == answer, "{q} planes: an exact prompt");
+        let prompt = all(bytes, isa, 2, 64, Phase::Prompt, false);
+        assert!((prompt != answer) == expand::pays(isa, q), "{q} planes: a prompt and an answer");
     }
 }
 
 /// Teacher-forced on text of the repository: mean KL below 1e-3, top-1 agreement of 98 % or more.
 #[test]
-fn tables_stay_close_to_plain_weights() {
+fn whole_codes_stay_close_to_plain_weights() {
     let Some(Smollm2 { source, packed, .. }) = smollm2() else { return };
-    let tokenizer = Tokenizer::from_gguf(&Gguf::parse(&packed).unwrap()).unwrap();
+    let (kl, top1) = distance("whole codes", &packed, &source, Phase::Prompt);
+    assert!(kl < 1e-3 && top1 >= 0.98);
+}
+
+/// The same of 4 planes, whose weights are not those of the source: prompts, of whole codes, and answers, by tables, against
+/// the same weights. These fall short of 1e-3 and 98 % (`docs/speed.md`).
+#[test]
+fn planes_stay_close_to_plain_weights() {
+    let Some(Smollm2 { source, .. }) = smollm2() else { return };
+    let planes = pack(&source, &PackOptions { bits: Bits::Planes(4), ..PackOptions::exact() });
+    for (phase, limit) in [(Phase::Prompt, 2e-3), (Phase::Answer, 6e-3)] {
+        let (kl, top1) = distance(&format!("4 planes, {phase:?}"), &planes, &planes, phase);
+        assert!(kl < limit && top1 >= 0.95);
+    }
+}
+
+/// Mean KL and share of equal top tokens over 2,000 positions, of `packed` on the fast path to `source` on the plain one.
+fn distance(what: &str, packed: &Bytes, source: &Bytes, phase: Phase) -> (f64, f64) {
+    let tokenizer = Tokenizer::from_gguf(&Gguf::parse(packed).unwrap()).unwrap();
     let text = include_str!("../../../LICENSE-APACHE");
     let ids = tokenizer.encode(text, true, false);
     let options = |path, kv: KvType| OpenOptions {
@@ -117,16 +150,16 @@ fn tables_stay_close_to_plain_weights() {
         context: Some(500),
         ..OpenOptions::new(Isa::detect())
     };
-    let mut lut = open::open(&packed, &options(Path::Lut, KvType::F16)).unwrap();
-    let mut plain = open::open(&source, &options(Path::Plain, KvType::F32)).unwrap();
+    let mut lut = open::open(packed, &options(Path::Lut, KvType::F16)).unwrap();
+    let mut plain = open::open(source, &options(Path::Plain, KvType::F32)).unwrap();
     let vocab = lut.vocab();
     let (mut kl, mut equal, mut n) = (0.0, 0, 0);
     for chunk in ids.chunks_exact(500).take(4) {
         lut.rewind(0);
         plain.rewind(0);
         for part in chunk.chunks(50) {
-            let p = plain.step(part, Logits::All).unwrap();
-            let q = lut.step(part, Logits::All).unwrap();
+            let p = plain.step(part, phase, Logits::All).unwrap();
+            let q = lut.step(part, phase, Logits::All).unwrap();
             for (p, q) in p.chunks_exact(vocab).zip(q.chunks_exact(vocab)) {
                 let (zp, zq) = (log_sum_exp(p), log_sum_exp(q));
                 kl += p
@@ -141,6 +174,7 @@ fn tables_stay_close_to_plain_weights() {
         }
     }
     let (kl, top1) = (kl / n as f64, equal as f64 / n as f64);
-    println!("{n} positions: mean KL {kl:.2e}, top-1 agreement {:.2} %", 100.0 * top1);
-    assert!(n >= 2000 && kl < 1e-3 && top1 >= 0.98, "{n} positions, KL {kl:e}, top-1 {top1}");
+    println!("{what}: {n} positions: mean KL {kl:.2e}, top-1 agreement {:.2} %", 100.0 * top1);
+    assert!(n >= 2000, "{n} positions");
+    (kl, top1)
 }

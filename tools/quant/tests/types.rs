@@ -8,7 +8,7 @@ use lutite_kernels::ggml::{GgmlType, dequantize_row};
 use lutite_kernels::isa::Isa;
 use lutite_models::{OpenOptions, Path, open};
 use lutite_quant::PackOptions;
-use lutite_runtime::decode::{Decoder, Logits};
+use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::store::{Bytes, Gguf, GgufWriter};
 
 /// The types, and where the f16 scales of a block are; those after the first scale minima.
@@ -125,7 +125,7 @@ fn models(ty: GgmlType, scales: &[usize]) -> (Vec<u8>, Vec<u8>) {
 fn logits(bytes: &[u8], path: Path) -> Vec<f32> {
     let o = OpenOptions { path, batch: 12, workers: 2, ..OpenOptions::new(Isa::detect()) };
     let mut model = open::open(&Bytes::new(bytes.to_vec()), &o).unwrap();
-    model.step(&[3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26], Logits::All).unwrap().to_vec()
+    model.step(&[3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26], Phase::Prompt, Logits::All).unwrap().to_vec()
 }
 
 #[test]

@@ -56,6 +56,9 @@ pub struct EngineArgs {
     /// Number format of the values in the cache (-ctv)
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub cache_type_v: CacheType,
+    /// Read prompts by the kernels that write answers, bit for bit; slower with 3 to 5 bit planes
+    #[arg(long)]
+    pub exact_prompts: bool,
     /// Bit planes of a model that is not packed: `exact` for its own, or 1 to 8
     #[arg(long, value_name = "BITS", default_value = "exact")]
     pub bits: Bits,

@@ -365,6 +365,9 @@ pub struct BenchArgs {
     /// Number format of the values in the cache (-ctv)
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub cache_type_v: super::CacheType,
+    /// Read prompts by the kernels that write answers, bit for bit; slower with 3 to 5 bit planes
+    #[arg(long)]
+    pub exact_prompts: bool,
     /// Pack the weights in memory; leave nothing in the cache folder
     #[arg(long)]
     pub no_cache: bool,

@@ -11,7 +11,7 @@ use crate::load::{self, Source};
 use crate::ui::{self, Answer};
 use anyhow::Context;
 use lutite_models::{Model, Path, Tokenizer};
-use lutite_runtime::decode::Decoder;
+use lutite_runtime::decode::{Decoder, Phase};
 use lutite_runtime::kv::KvType;
 use serde_json::json;
 use std::time::Instant;
@@ -100,7 +100,9 @@ impl Judge {
     /// The reference's rows for the next `tokens`, `scored` of them.
     fn rows(&mut self, tokens: &[u32], scored: usize, vocab: usize) -> anyhow::Result<Rows<'_>> {
         Ok(match self {
-            Judge::Model { model, .. } => Rows::Logits(model.step(tokens, evaluate::wanted(scored > 0))?),
+            Judge::Model { model, .. } => {
+                Rows::Logits(model.step(tokens, Phase::Prompt, evaluate::wanted(scored > 0))?)
+            }
             Judge::File { reader, rows, .. } => {
                 rows.resize(scored * vocab, 0.0);
                 rows.chunks_exact_mut(vocab).try_for_each(|row| reader.row(row))?;
@@ -160,7 +162,7 @@ pub(crate) fn kl(args: &KlArgs) -> anyhow::Result<()> {
             interrupt::check(interrupt::flag())?;
             let n = step.targets.len();
             let rows = judge.rows(step.tokens, n, vocab)?;
-            let logits = model.step(step.tokens, evaluate::wanted(n > 0))?;
+            let logits = model.step(step.tokens, Phase::Prompt, evaluate::wanted(n > 0))?;
             let compared = score::each(threads, n, |t| {
                 score::compare(rows.row(t, vocab), &logits[t * vocab..(t + 1) * vocab], step.targets[t])
             });

@@ -7,7 +7,7 @@ use crate::judge::score;
 use crate::judge::stats::Mean;
 use crate::ui::{self, Answer};
 use crate::{interrupt, load};
-use lutite_runtime::decode::Decoder;
+use lutite_runtime::decode::{Decoder, Phase};
 use serde_json::json;
 use std::time::Instant;
 
@@ -38,7 +38,8 @@ pub(crate) fn perplexity(args: &PerplexityArgs) -> anyhow::Result<()> {
         model.rewind(0);
         for step in chunk.steps(batch) {
             interrupt::check(interrupt::flag())?;
-            let logits = model.step(step.tokens, evaluate::wanted(!step.targets.is_empty()))?;
+            let logits =
+                model.step(step.tokens, Phase::Prompt, evaluate::wanted(!step.targets.is_empty()))?;
             let row = |t: usize| &logits[t * vocab..(t + 1) * vocab];
             let nlls = score::each(threads, step.targets.len(), |t| score::nll(row(t), step.targets[t]));
             for nll in nlls {

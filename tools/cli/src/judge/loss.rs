@@ -12,7 +12,7 @@ use anyhow::Context;
 use lutite_kernels::isa::Isa;
 use lutite_models::{Model, OpenOptions, Path, Tokenizer, open::open};
 use lutite_quant::Loss;
-use lutite_runtime::decode::{Decoder, Logits};
+use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::kv::KvType;
 use lutite_runtime::os::memory;
 use lutite_runtime::sample::{Sampler, SamplerConfig};
@@ -56,8 +56,8 @@ pub(crate) fn measure(source: &ModelFile, packed: &Bytes, threads: usize) -> any
             if kl.count() == TOKENS || begun.elapsed() > BUDGET || interrupt::requested() {
                 break 'sequences;
             }
-            let expected = reference.step(&[token], Logits::Last)?;
-            let found = model.step(&[token], Logits::Last)?;
+            let expected = reference.step(&[token], Phase::Answer, Logits::Last)?;
+            let found = model.step(&[token], Phase::Answer, Logits::Last)?;
             token = sampler.sample(expected, position as u64)?;
             let one = score::compare(Reference::Logits(expected), found, token)
                 .context("a logit of the packed model is not finite")?;

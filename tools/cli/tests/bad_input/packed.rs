@@ -5,7 +5,7 @@ use super::*;
 use lutite_kernels::isa::Isa;
 use lutite_models::{OpenOptions, open};
 use lutite_quant::{PackJob, PackOptions, Plan, pack_in_memory};
-use lutite_runtime::decode::{Decoder, Logits};
+use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::store::{Bytes, Gguf};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -107,7 +107,7 @@ fn mutated_without_checksums() {
         }
         let result = std::panic::catch_unwind(|| {
             let opened = open::open(&Bytes::new(bad), &options(false));
-            opened.map(|mut m| m.step(&[1, 2], Logits::All).map(|_| ()).is_ok()).is_ok()
+            opened.map(|mut m| m.step(&[1, 2], Phase::Prompt, Logits::All).map(|_| ()).is_ok()).is_ok()
         });
         match result {
             Ok(ok) => accepted += u64::from(ok),

@@ -14,7 +14,7 @@ use crate::synthetic::{Random, Recipe};
 use crate::ui::{self, Answer};
 use lutite_models::{Model, Path};
 use lutite_quant::PackOptions;
-use lutite_runtime::decode::{Decoder, Logits};
+use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::os::memory;
 use lutite_runtime::store::ModelFile;
 use report::Row;
@@ -31,27 +31,20 @@ const WARM_STEPS: usize = 4;
 /// What is run again and again.
 #[derive(Clone, Copy, Debug)]
 struct Test {
-    what: What,
+    /// Whether a prompt is read, or an answer written.
+    what: Phase,
     /// Tokens of it.
     tokens: usize,
     /// Tokens that the cache holds before.
     depth: usize,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum What {
-    /// Reads a prompt.
-    Prompt,
-    /// Writes an answer.
-    Answer,
-}
-
 impl Test {
     /// As llama-bench calls it.
     fn name(self) -> String {
         let what = match self.what {
-            What::Prompt => "pp",
-            What::Answer => "tg",
+            Phase::Prompt => "pp",
+            Phase::Answer => "tg",
         };
         match self.depth {
             0 => format!("{what}{}", self.tokens),
@@ -61,8 +54,8 @@ impl Test {
     /// Tokens of a step.
     fn step(self, model: &Model) -> usize {
         match self.what {
-            What::Prompt => model.batch(),
-            What::Answer => 1,
+            Phase::Prompt => model.batch(),
+            Phase::Answer => 1,
         }
     }
 }
@@ -71,8 +64,8 @@ impl Test {
 fn tests(args: &BenchArgs) -> Vec<Test> {
     let tests = |depth: u32| {
         let test = move |what, tokens: u32| Test { what, tokens: tokens as usize, depth: depth as usize };
-        (args.n_prompt.iter().map(move |n| test(What::Prompt, *n)))
-            .chain(args.n_gen.iter().map(move |n| test(What::Answer, *n)))
+        (args.n_prompt.iter().map(move |n| test(Phase::Prompt, *n)))
+            .chain(args.n_gen.iter().map(move |n| test(Phase::Answer, *n)))
             .filter(|test| test.tokens > 0)
     };
     args.n_depth.iter().flat_map(|depth| tests(*depth)).collect()
@@ -141,6 +134,7 @@ fn run(
         batch_size: args.batch_size,
         cache_type_k: args.cache_type_k,
         cache_type_v: args.cache_type_v,
+        exact_prompts: args.exact_prompts,
         bits: Bits::Exact,
         no_measure: true,
         no_cache: args.no_cache,
@@ -176,24 +170,24 @@ fn samples(model: &mut Model, test: Test, repetitions: u32) -> anyhow::Result<Ve
     let mut random = Random::new(0);
     let tokens: Vec<u32> = (0..test.depth + test.tokens).map(|_| (random.next() % vocab) as u32).collect();
     let (before, tokens) = tokens.split_at(test.depth);
-    feed(model, 0, before, model.batch())?;
+    feed(model, 0, before, Phase::Prompt, model.batch())?;
     let step = test.step(model);
     let warm = tokens.len().min(if step == 1 { WARM_STEPS } else { step });
-    feed(model, test.depth, &tokens[..warm], step)?;
+    feed(model, test.depth, &tokens[..warm], test.what, step)?;
     (0..repetitions)
         .map(|_| {
             let start = Instant::now();
-            feed(model, test.depth, tokens, step)?;
+            feed(model, test.depth, tokens, test.what, step)?;
             Ok(tokens.len() as f64 / start.elapsed().as_secs_f64())
         })
         .collect()
 }
 
 /// Feeds tokens behind the first `position` ones of the cache.
-fn feed(model: &mut Model, position: usize, tokens: &[u32], step: usize) -> anyhow::Result<()> {
+fn feed(model: &mut Model, position: usize, tokens: &[u32], phase: Phase, step: usize) -> anyhow::Result<()> {
     model.rewind(position);
     for part in tokens.chunks(step) {
-        model.step(part, Logits::Last)?;
+        model.step(part, phase, Logits::Last)?;
         interrupt::check(interrupt::flag())?;
     }
     Ok(())
