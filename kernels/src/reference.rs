@@ -29,7 +29,11 @@ pub fn gemv_lut(w: &Packed<'_>, x: &[f32]) -> Vec<f32> {
         for p in 0..planes {
             let mut t = 0.5 * sum;
             for (x, c) in x.chunks(64).zip(codes.chunks(64)) {
-                let (inv, delta) = table_scale(x);
+                let (apart, x) = apart(x);
+                if let Some((at, x)) = apart {
+                    t += if c[at] >> p & 1 == 1 { 0.5 * x } else { -0.5 * x };
+                }
+                let (inv, delta) = table_scale(&x);
                 let a: i32 = x.chunks(4).zip(c.chunks(4)).map(|(x, c)| entry(x, c, p, inv)).sum();
                 t = (a as f32).mul_add(0.5 * delta, t);
             }
@@ -150,16 +154,31 @@ fn dot_block(x: &[f32]) -> DotBlock {
     DotBlock { a, delta, at, largest: x[at] }
 }
 
-/// `(1 / delta, delta)` of a chunk of activations.
-fn table_scale(x: &[f32]) -> (f32, f32) {
+/// A chunk's largest activation with its place, if it is not in the chunk's tables, and what is in them.
+fn apart(x: &[f32]) -> (Option<(usize, f32)>, Vec<f32>) {
+    let top = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    let mut others = x.to_vec();
+    if let Some(at) = x.iter().position(|v| v.abs() == top) {
+        others[at] = 0.0;
+        if max_tuple(&others) < max_tuple(x) * (2.0 / 3.0) && max_tuple(x).is_finite() {
+            return (Some((at, x[at])), others);
+        }
+    }
+    (None, x.to_vec())
+}
+
+/// The largest sum of 4 magnitudes; NaN if any is infinite or NaN.
+fn max_tuple(x: &[f32]) -> f32 {
     let at = |t: &[f32], i: usize| t.get(i).copied().unwrap_or(0.0).abs();
     let sums = x.chunks(4).map(|t| (at(t, 0) + at(t, 1)) + (at(t, 2) + at(t, 3)));
-    let mut m = 0.0f32;
-    for s in sums {
-        if !s.is_finite() {
-            return (0.0, f32::NAN);
-        }
-        m = m.max(s);
+    sums.fold(0.0f32, |m, s| if s.is_finite() && m.is_finite() { m.max(s) } else { f32::NAN })
+}
+
+/// `(1 / delta, delta)` of a chunk of activations.
+fn table_scale(x: &[f32]) -> (f32, f32) {
+    let m = max_tuple(x);
+    if !m.is_finite() {
+        return (0.0, f32::NAN);
     }
     if m < 1e-30 { (0.0, 0.0) } else { (127.0 / m, m / 127.0) }
 }

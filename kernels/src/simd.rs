@@ -168,6 +168,8 @@ pub(crate) trait Simd: Copy {
 
     /// 32 floats from memory.
     fn rows_load(self, x: &[f32; TILE]) -> Self::Rows;
+    /// `a` plus `x` where bit `bit` of the row's byte of a block of `pack::p32` is set, less `x` where it is not.
+    fn rows_add_signed(self, a: Self::Rows, block: &[u8; TILE], bit: usize, x: f32) -> Self::Rows;
     /// Where the first number is whose magnitude is `m`; 0 if there is none.
     #[inline(always)]
     fn position(self, x: &[f32; 4 * LANES], m: f32) -> usize {

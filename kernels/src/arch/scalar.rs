@@ -197,6 +197,13 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn rows_add_signed(self, mut a: Self::Rows, block: &[u8; TILE], bit: usize, x: f32) -> Self::Rows {
+        for (r, a) in a.iter_mut().enumerate() {
+            *a += if block[byte_of_row(r)] >> (bit % 8) & 1 == 1 { x } else { -x };
+        }
+        a
+    }
+    #[inline(always)]
     fn rows_load(self, x: &[f32; TILE]) -> [f32; TILE] {
         *x
     }

@@ -6,7 +6,8 @@
 //!   for each group
 //!     for each chunk of the group (one table scale each)
 //!       for each 8 columns: load two tables; for each plane: load 32 bytes, look 64 entries up, add
-//!       integer sums, exact in i16, to f32 once: t_p = t_p + A_p delta/2        t_p starts at X/2
+//!       the activation x that is not in the tables, if any: t_p = t_p + x/2 or - x/2        t_p starts at X/2
+//!       integer sums, exact in i16, to f32 once: t_p = t_p + A_p delta/2
 //!     acc = acc + s_p t_p   for each plane
 //!     acc = acc + z X
 //! ```
@@ -21,11 +22,11 @@
 //! biased entries of at most 255 fit the 16-bit accumulators.
 //!
 //! # Order of f32 operations (the bit contract)
-//! Per row: groups ascending; in a group planes ascending, each `t_p` over its chunks ascending, then
-//! `z X`. All are fused multiply-adds. Nothing depends on tiles, threads or tokens. `reference::gemv_lut` is this
+//! Per row: groups ascending; in a group planes ascending, each `t_p` over its chunks ascending, as above, then
+//! `z X`. Products are fused multiply-adds. Nothing depends on tiles, threads or tokens. `reference::gemv_lut` is this
 //! order, one row at a time.
 
-use super::table::{TableShape, Tables};
+use super::table::{PER_CHUNK, TableShape, Tables};
 use crate::error::{Error, Result};
 use crate::isa::Isa;
 use crate::pack::p32::TILE_ROWS;
@@ -301,7 +302,7 @@ fn padded(block: &[u8]) -> [u8; 64] {
 fn chunks(tile: &Tile<'_>, g: usize) -> impl Iterator<Item = Range<usize>> + use<> {
     let (start, step) = (g * tile.group_pairs, tile.chunk_pairs);
     let end = (start + tile.group_pairs).min(tile.pairs);
-    (0..tile.per_group - 1).map(move |c| {
+    (0..(tile.per_group - 1) / PER_CHUNK).map(move |c| {
         let from = (start + c * step).min(end);
         from..(from + step).min(end)
     })
@@ -376,9 +377,17 @@ fn pass<S: Simd, const Q: usize, const INT8: bool, const T: usize>(
         }
     }
     for (i, pairs) in chunks(tile, g).enumerate() {
-        let a = sums::<S, Q, T>(s, tile, tokens, from, pairs);
+        let a = sums::<S, Q, T>(s, tile, tokens, from, pairs.clone());
         for t in 0..T {
-            let half = s.rows_splat(tokens[t].scales[g * tile.per_group + 1 + i]);
+            let numbers = &tokens[t].scales[g * tile.per_group + 1 + PER_CHUNK * i..];
+            let half = s.rows_splat(numbers[0]);
+            if numbers[1] != 0.0 {
+                let at = numbers[2] as usize;
+                for p in 0..Q {
+                    let block = &tile.planes[from + p][pairs.start + at / 8];
+                    sum[p][t] = s.rows_add_signed(sum[p][t], block, at % 8, numbers[1]);
+                }
+            }
             for p in 0..Q {
                 sum[p][t] = s.rows_fma(s.sums_to_rows(a[p][t]), half, sum[p][t]);
             }

@@ -1,11 +1,14 @@
 //! Activation tables: what 4 activations add up to under each of their 16 sign patterns.
 //!
 //! ```text
-//! for each chunk of min(group, 64) activations
+//! for each chunk of min(group, 64) activations, without the largest where that makes m a third smaller or more
 //!   m = max over its 4-tuples of (|x0|+|x1|) + (|x2|+|x3|)      delta = m / 127
 //!   entry e of a 4-tuple = 128 + round((+-x0 +-x1 +-x2 +-x3) / delta)    bit i of e set: +x_i
 //! for each group: X = sum of its activations, 8 lanes and one tree
 //! ```
+//!
+//! What is left out is added in f32 with its bits' signs: a chunk with one activation of 20 times the others' size would make
+//! all of their steps coarse (`docs/speed.md`).
 //!
 //! Bounds: rounding is monotonic, so no sum exceeds `m`, and `m * (127 / m)` rounds to 127 at most:
 //! entries lie in 1..=255. One scale per 64 activations costs an output error of 4e-5 (normalised mean
@@ -24,6 +27,12 @@ use crate::simd::{Kernel, LANES, Simd, sum};
 /// Activations under one table scale at most: the i16 sums of a 4-plane integer pass are bounded by
 /// `15 * 127 * 64 / 4 = 30480` with it.
 pub const MAX_CHUNK: usize = 64;
+
+/// Numbers of each chunk: half its delta, half the activation that is not in its tables, and where that is in the chunk.
+pub(crate) const PER_CHUNK: usize = 3;
+
+/// A chunk's largest activation is left out of its tables where they are then below this part of what they were.
+const APART: f32 = 2.0 / 3.0;
 
 /// Bytes of the two tables of 8 activations.
 pub const PAIR_BYTES: usize = 32;
@@ -46,9 +55,9 @@ impl TableShape {
     pub const fn groups(self) -> usize {
         self.cols.div_ceil(self.group)
     }
-    /// Floats per group: its sum `X`, then half the scale of each of its chunks.
+    /// Floats per group: its sum `X`, then those of each of its chunks.
     pub const fn scales_per_group(self) -> usize {
-        1 + self.group / self.chunk()
+        1 + self.group / self.chunk() * PER_CHUNK
     }
     /// Bytes of table entries: 16 per table, activations padded to 8.
     pub const fn entries_len(self) -> usize {
@@ -99,7 +108,7 @@ impl<'a> Tables<'a> {
     pub fn entries(&self) -> &'a [u8] {
         self.entries
     }
-    /// `[groups][X, delta / 2 of each chunk]`.
+    /// `[groups][X, chunks of PER_CHUNK numbers]`.
     pub fn scales(&self) -> &'a [f32] {
         self.scales
     }
@@ -140,8 +149,21 @@ impl Kernel for Build<'_> {
             scales.fill(0.0);
             scales[0] = sum(s, x);
             let chunks = x.chunks(chunk).zip(entries.chunks_mut(chunk / PAIR_COLS * PAIR_BYTES));
-            for ((x, entries), half) in chunks.zip(&mut scales[1..]) {
-                let m = max_tuple(s, x);
+            for ((x, entries), numbers) in chunks.zip(scales[1..].as_chunks_mut::<PER_CHUNK>().0) {
+                let mut filled = [0.0; MAX_CHUNK];
+                filled[..x.len()].copy_from_slice(x);
+                let (blocks, _) = filled[..x.len().next_multiple_of(4 * LANES)].as_chunks_mut();
+                let mut m = max_tuple(s, blocks);
+                if m.is_finite() {
+                    let at = largest(s, blocks);
+                    let apart = core::mem::take(&mut blocks[at / (4 * LANES)][at % (4 * LANES)]);
+                    let others = max_tuple(s, blocks);
+                    if others < APART * m {
+                        (numbers[1], numbers[2], m) = (0.5 * apart, at as f32, others);
+                    } else {
+                        blocks[at / (4 * LANES)][at % (4 * LANES)] = apart;
+                    }
+                }
                 // Below 1e-30 the inverse would leave f32's range, and the products f32's precision.
                 let (inv, delta) = if !m.is_finite() {
                     (0.0, f32::NAN)
@@ -150,40 +172,43 @@ impl Kernel for Build<'_> {
                 } else {
                     (127.0 / m, m / 127.0)
                 };
-                *half = 0.5 * delta;
-                let (entries, _) = entries.as_chunks_mut::<PAIR_BYTES>();
-                let (whole, tail) = x.as_chunks::<PAIR_COLS>();
-                for (x, entries) in whole.iter().zip(&mut *entries) {
+                numbers[0] = 0.5 * delta;
+                let (pairs, _) = blocks.as_flattened().as_chunks();
+                for (x, entries) in pairs.iter().zip(entries.as_chunks_mut().0) {
                     s.build_tables(x, inv, entries);
-                }
-                if !tail.is_empty() {
-                    s.build_tables(&padded(tail), inv, &mut entries[whole.len()]);
                 }
             }
         }
     }
 }
 
+/// Where the largest magnitude is, the first of several.
+#[inline(always)]
+fn largest<S: Simd>(s: S, x: &[[f32; 4 * LANES]]) -> usize {
+    let zero = s.splat(0.0);
+    let mut most = zero;
+    for x in x.as_flattened().as_chunks().0 {
+        let x = s.load(x);
+        most = s.max(s.max(x, s.sub(zero, x)), most);
+    }
+    let most = s.hmax(most);
+    for (i, x) in x.iter().enumerate() {
+        let at = s.position(x, most);
+        if x[at].abs() == most {
+            return i * x.len() + at;
+        }
+    }
+    0
+}
+
 /// Largest `(|x0|+|x1|) + (|x2|+|x3|)` over the 4-tuples of `x`; infinite or NaN if any of them is.
 #[inline(always)]
-fn max_tuple<S: Simd>(s: S, x: &[f32]) -> f32 {
-    let (whole, tail) = x.as_chunks::<{ 4 * LANES }>();
+fn max_tuple<S: Simd>(s: S, x: &[[f32; 4 * LANES]]) -> f32 {
     let (mut best, mut poison) = (s.splat(0.0), s.splat(0.0));
-    for i in 0..whole.len() + usize::from(!tail.is_empty()) {
-        let sums = match whole.get(i) {
-            Some(x) => s.tuples(x),
-            None => s.tuples(&padded(tail)),
-        };
+    for x in x {
+        let sums = s.tuples(x);
         best = s.max(sums, best);
         poison = s.fma(sums, s.splat(0.0), poison); // 0 unless a sum is infinite or NaN
     }
     s.hmax(best) + s.sum(poison)
-}
-
-/// A width that is no multiple is filled up with zero activations.
-#[inline(always)]
-fn padded<const N: usize>(tail: &[f32]) -> [f32; N] {
-    let mut x = [0.0; N];
-    x[..tail.len()].copy_from_slice(tail);
-    x
 }

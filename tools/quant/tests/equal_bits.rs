@@ -122,24 +122,24 @@ fn batches_and_more_workers_give_equal_bits() {
 #[test]
 fn whole_codes_stay_close_to_plain_weights() {
     let Some(Smollm2 { source, packed, .. }) = smollm2() else { return };
-    let (kl, top1) = distance("whole codes", &packed, &source, Phase::Prompt);
+    let (kl, top1) = distance("whole codes", &packed, &source, Phase::Prompt, 4);
     assert!(kl < 1e-3 && top1 >= 0.98);
 }
 
-/// The same of 4 planes, whose weights are not those of the source: prompts, of whole codes, and answers, by tables, against
-/// the same weights. These fall short of 1e-3 and 98 % (`docs/speed.md`).
+/// The same for 4 planes against the same weights: answers, by tables, and prompts, by codes made of the planes. A model of
+/// weights that have lost something doubts more, so that the same errors change more (`docs/speed.md`).
 #[test]
 fn planes_stay_close_to_plain_weights() {
     let Some(Smollm2 { source, .. }) = smollm2() else { return };
     let planes = pack(&source, &PackOptions { bits: Bits::Planes(4), ..PackOptions::exact() });
-    for (phase, limit) in [(Phase::Prompt, 2e-3), (Phase::Answer, 6e-3)] {
-        let (kl, top1) = distance(&format!("4 planes, {phase:?}"), &planes, &planes, phase);
-        assert!(kl < limit && top1 >= 0.95);
+    for phase in [Phase::Answer, Phase::Prompt] {
+        let (kl, top1) = distance(&format!("4 planes, {phase:?}"), &planes, &planes, phase, 2);
+        assert!(kl < 2.5e-3 && top1 >= 0.96);
     }
 }
 
-/// Mean KL and share of equal top tokens over 2,000 positions, of `packed` on the fast path to `source` on the plain one.
-fn distance(what: &str, packed: &Bytes, source: &Bytes, phase: Phase) -> (f64, f64) {
+/// Mean KL and share of equal top tokens over 500 positions of each chunk, of `packed` on the fast path to `source` on the plain one.
+fn distance(what: &str, packed: &Bytes, source: &Bytes, phase: Phase, chunks: usize) -> (f64, f64) {
     let tokenizer = Tokenizer::from_gguf(&Gguf::parse(packed).unwrap()).unwrap();
     let text = include_str!("../../../LICENSE-APACHE");
     let ids = tokenizer.encode(text, true, false);
@@ -154,7 +154,7 @@ fn distance(what: &str, packed: &Bytes, source: &Bytes, phase: Phase) -> (f64, f
     let mut plain = open::open(source, &options(Path::Plain, KvType::F32)).unwrap();
     let vocab = lut.vocab();
     let (mut kl, mut equal, mut n) = (0.0, 0, 0);
-    for chunk in ids.chunks_exact(500).take(4) {
+    for chunk in ids.chunks_exact(500).take(chunks) {
         lut.rewind(0);
         plain.rewind(0);
         for part in chunk.chunks(50) {
@@ -175,6 +175,6 @@ fn distance(what: &str, packed: &Bytes, source: &Bytes, phase: Phase) -> (f64, f
     }
     let (kl, top1) = (kl / n as f64, equal as f64 / n as f64);
     println!("{what}: {n} positions: mean KL {kl:.2e}, top-1 agreement {:.2} %", 100.0 * top1);
-    assert!(n >= 2000, "{n} positions");
+    assert_eq!(n, 500 * chunks);
     (kl, top1)
 }

@@ -577,6 +577,31 @@ impl<L: Level> Simd for Neon<L> {
     }
 
     #[inline(always)]
+    fn rows_add_signed(self, mut a: Self::Rows, block: &[u8; TILE], bit: usize, x: f32) -> Self::Rows {
+        let (block, _) = block.as_chunks();
+        op!({
+            let (first, second) = (bytes(&block[0]), bytes(&block[1]));
+            let (plus, minus) = (vdupq_n_f32(x), vdupq_n_f32(-x));
+            let tested = vdupq_n_u8(1 << (bit % 8));
+            for (sixteen, rows) in
+                [vuzp1q_u8(first, second), vuzp2q_u8(first, second)].into_iter().enumerate()
+            {
+                // All ones where the bit is set, widened to a float's width.
+                let set = vreinterpretq_s8_u8(vtstq_u8(rows, tested));
+                let eights = [vmovl_s8(vget_low_s8(set)), vmovl_high_s8(set)];
+                for (eight, set) in eights.into_iter().enumerate() {
+                    let F { lo, hi } = &mut a[2 * sixteen + eight];
+                    for (a, set) in
+                        [lo, hi].into_iter().zip([vmovl_s16(vget_low_s16(set)), vmovl_high_s16(set)])
+                    {
+                        *a = vaddq_f32(*a, vbslq_f32(vreinterpretq_u32_s32(set), plus, minus));
+                    }
+                }
+            }
+        });
+        a
+    }
+    #[inline(always)]
     fn rows_load(self, x: &[f32; TILE]) -> Self::Rows {
         let (x, _) = x.as_chunks();
         [self.load(&x[0]), self.load(&x[1]), self.load(&x[2]), self.load(&x[3])]

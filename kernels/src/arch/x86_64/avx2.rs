@@ -355,6 +355,24 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn rows_add_signed(self, mut a: Self::Rows, block: &[u8; TILE], bit: usize, x: f32) -> Self::Rows {
+        let (block, _) = block.as_chunks::<16>();
+        op!({
+            let (plus, minus) = (_mm256_set1_ps(x), _mm256_set1_ps(-x));
+            let bit = (bit % 8) as i32;
+            for half in 0..2 {
+                // Two rows to a lane, the second of them 16 further on; their bits become signs.
+                let rows = _mm256_cvtepu16_epi32(_mm_loadu_si128(block[half].as_ptr().cast()));
+                for (low, shift) in [(0, 31 - bit), (2, 23 - bit)] {
+                    let set = _mm256_sll_epi32(rows, _mm_cvtsi32_si128(shift));
+                    let x = _mm256_blendv_ps(minus, plus, _mm256_castsi256_ps(set));
+                    a[low + half] = _mm256_add_ps(a[low + half], x);
+                }
+            }
+        });
+        a
+    }
+    #[inline(always)]
     fn rows_load(self, x: &[f32; TILE]) -> Self::Rows {
         let (x, _) = x.as_chunks();
         [self.load(&x[0]), self.load(&x[1]), self.load(&x[2]), self.load(&x[3])]

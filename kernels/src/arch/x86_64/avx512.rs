@@ -252,6 +252,30 @@ impl Simd for Avx512 {
         op!([_mm512_fmadd_ps(a[0], b[0], c[0]), _mm512_fmadd_ps(a[1], b[1], c[1])])
     }
     #[inline(always)]
+    fn rows_add_signed(self, a: Self::Rows, block: &[u8; TILE], bit: usize, x: f32) -> Self::Rows {
+        /// The byte of each row.
+        const ROWS: [u8; TILE] = {
+            let mut at = [0; TILE];
+            let mut r = 0;
+            while r < TILE {
+                at[r] = byte_of_row(r) as u8;
+                r += 1;
+            }
+            at
+        };
+        op!({
+            let rows = _mm256_loadu_si256(ROWS.as_ptr().cast());
+            let bytes = _mm256_permutexvar_epi8(rows, _mm256_loadu_si256(block.as_ptr().cast()));
+            let set = _mm256_test_epi8_mask(bytes, _mm256_set1_epi8(1i8 << (bit % 8)));
+            let x = _mm512_set1_ps(x);
+            let less = [_mm512_sub_ps(a[0], x), _mm512_sub_ps(a[1], x)];
+            [
+                _mm512_mask_add_ps(less[0], set as u16, a[0], x),
+                _mm512_mask_add_ps(less[1], (set >> 16) as u16, a[1], x),
+            ]
+        })
+    }
+    #[inline(always)]
     fn rows_load(self, x: &[f32; TILE]) -> Self::Rows {
         let (x, _) = x.as_chunks::<WIDE>();
         [self.wide_load(&x[0]), self.wide_load(&x[1])]
