@@ -75,7 +75,7 @@ pub fn product(w: &Packed<'_>, x: &[f32]) -> Vec<f32> {
     })
 }
 
-/// The codes of [`crate::dot::expand`] of row `row`, and `(d, m)` of each of its groups: `w` is of an HLQ kind.
+/// The codes of [`crate::dot::expand()`] of row `row`, and `(d, m)` of each of its groups: `w` is of an HLQ kind.
 pub fn expand(w: &Packed<'_>, row: usize) -> (Vec<u8>, Vec<(f32, f32)>) {
     let (cols, group, planes) = (w.shape().cols, w.group(), w.planes());
     let (mut codes, mut params) = (vec![0u8; cols], vec![]);
