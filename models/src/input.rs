@@ -36,32 +36,11 @@ pub(crate) enum Form {
     Blocks,
 }
 
-/// The phases that a form is made in.
-#[derive(Clone, Copy, Debug, Default)]
-struct Phases {
-    prompt: bool,
-    answer: bool,
-}
-
-impl Phases {
-    fn add(&mut self, phase: Phase) {
-        match phase {
-            Phase::Prompt => self.prompt = true,
-            Phase::Answer => self.answer = true,
-        }
-    }
-    fn have(self, phase: Phase) -> bool {
-        match phase {
-            Phase::Prompt => self.prompt,
-            Phase::Answer => self.answer,
-        }
-    }
-}
-
 /// Activations as integers.
 #[derive(Debug)]
 struct BlockBufs {
-    phases: Phases,
+    /// When they are made.
+    phases: Vec<Phase>,
     /// Of one token.
     one: SharedMat<Block<1>>,
     /// Of several, `[tokens / TOGETHER][block]`.
@@ -70,7 +49,8 @@ struct BlockBufs {
 
 #[derive(Debug)]
 struct TableBuf {
-    phases: Phases,
+    /// When they are made.
+    phases: Vec<Phase>,
     shape: TableShape,
     entries: SharedMat<u8>,
     scales: SharedMat<f32>,
@@ -80,10 +60,8 @@ impl BlockBufs {
     fn new(tokens: usize, cols: usize, phase: Phase) -> Result<BlockBufs> {
         let (blocks, segment) = (cols.div_ceil(BLOCK_COLS), SEGMENT / BLOCK_COLS);
         let together = if tokens > 1 { tokens.div_ceil(TOGETHER) } else { 0 };
-        let mut phases = Phases::default();
-        phases.add(phase);
         Ok(BlockBufs {
-            phases,
+            phases: vec![phase],
             one: SharedMat::new(1, blocks, segment)?,
             many: SharedMat::new(together, blocks, segment)?,
         })
@@ -93,10 +71,8 @@ impl BlockBufs {
 impl TableBuf {
     fn new(tokens: usize, shape: TableShape, phase: Phase) -> Result<TableBuf> {
         let per_segment = SEGMENT / shape.group * shape.scales_per_group();
-        let mut phases = Phases::default();
-        phases.add(phase);
         Ok(TableBuf {
-            phases,
+            phases: vec![phase],
             shape,
             entries: SharedMat::new(tokens, shape.entries_len(), SEGMENT / PAIR_COLS * PAIR_BYTES)?,
             scales: SharedMat::new(tokens, shape.scales_len(), per_segment)?,
@@ -116,16 +92,26 @@ impl Input {
             match m.form(phase) {
                 Form::Floats => {}
                 Form::Tables(shape) => match tables.iter_mut().find(|t| t.shape == shape) {
-                    Some(t) => t.phases.add(phase),
+                    Some(t) => t.phases.push(phase),
                     None => tables.push(TableBuf::new(tokens, shape, phase)?),
                 },
                 Form::Blocks => match &mut blocks {
-                    Some(b) => b.phases.add(phase),
+                    Some(b) => b.phases.push(phase),
                     None => blocks = Some(BlockBufs::new(tokens, cols, phase)?),
                 },
             }
         }
         Ok(Input { x: SharedMat::new(tokens, cols, SEGMENT)?, tables, blocks, phase: Phase::Prompt })
+    }
+
+    /// The tables of this phase.
+    fn tables(&self) -> impl Iterator<Item = &TableBuf> {
+        self.tables.iter().filter(|t| t.phases.contains(&self.phase))
+    }
+
+    /// The integers, if this phase has them.
+    fn blocks(&self) -> Option<&BlockBufs> {
+        self.blocks.as_ref().filter(|b| b.phases.contains(&self.phase))
     }
 
     /// Sets the number of tokens in use, and what they are.
@@ -152,14 +138,13 @@ impl Input {
         n: usize,
         make: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
     ) {
-        let tables = || self.tables.iter().filter(|t| t.phases.have(self.phase));
-        let blocks = self.blocks.as_ref().filter(|b| b.phases.have(self.phase));
+        let blocks = self.blocks();
         if n == 1 {
             pool.each(self.x.chunks(), |c| {
                 let mut x = self.x.write_chunk(c);
                 let cols = x.cols();
                 make(0, cols.clone(), x.row_mut(0));
-                for t in tables() {
+                for t in self.tables() {
                     let shape = TableShape { cols: cols.len(), ..t.shape };
                     let (mut e, mut s) = (t.entries.write_chunk(c), t.scales.write_chunk(c));
                     build(isa, shape, x.row(0), e.row_mut(0), s.row_mut(0));
@@ -175,7 +160,7 @@ impl Input {
                 for (token, row) in (first..n).zip(&mut xs) {
                     let x = row.insert(self.x.write_row(token));
                     make(token, 0..x.len(), x);
-                    for t in tables() {
+                    for t in self.tables() {
                         let (mut e, mut s) = (t.entries.write_row(token), t.scales.write_row(token));
                         build(isa, t.shape, x, &mut e, &mut s);
                     }
@@ -191,10 +176,10 @@ impl Input {
     /// All of it.
     pub(crate) fn read(&self) -> InputGuard<'_> {
         let mut tables = [const { None }; MAX_TABLES];
-        for (g, t) in tables.iter_mut().zip(&self.tables) {
+        for (g, t) in tables.iter_mut().zip(self.tables()) {
             *g = Some((t.shape, t.entries.read(), t.scales.read()));
         }
-        let blocks = self.blocks.as_ref().map(|b| match self.x.rows() {
+        let blocks = self.blocks().map(|b| match self.x.rows() {
             1 => BlocksGuard::One(b.one.read()),
             _ => BlocksGuard::Many(b.many.read()),
         });

@@ -13,7 +13,7 @@
 //! Bounds: rounding is monotonic, so no sum exceeds `m`, and `m * (127 / m)` rounds to 127 at most:
 //! entries lie in 1..=255. One scale per 64 activations costs an output error of 4e-5 (normalised mean
 //! square, Gaussian inputs), a thousandth of 2-bit weights' own error; per 128 it would be 4.8e-5, and
-//! with one 20-fold outlier 1.7e-4.
+//! with one 20-fold outlier in the tables 1.7e-4.
 //!
 //! A chunk of all (nearly) zeros has `delta = 0`. A chunk with an infinite or NaN activation gets
 //! `delta = NaN`, so that every output that uses it is NaN, on every tier.
