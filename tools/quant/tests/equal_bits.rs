@@ -138,7 +138,8 @@ fn planes_stay_close_to_plain_weights() {
     }
 }
 
-/// Mean KL and share of equal top tokens over 500 positions of each chunk, of `packed` on the fast path to `source` on the plain one.
+/// Mean KL and share of equal top tokens, over chunks of 500 positions, of `packed` on the fast path to `source` on the plain
+/// one.
 fn distance(what: &str, packed: &Bytes, source: &Bytes, phase: Phase, chunks: usize) -> (f64, f64) {
     let tokenizer = Tokenizer::from_gguf(&Gguf::parse(packed).unwrap()).unwrap();
     let text = include_str!("../../../LICENSE-APACHE");
