@@ -94,23 +94,16 @@ impl Kernel for Expand<'_> {
     fn run<S: Simd>(self, s: S) {
         let Expand { w, first, codes, params } = self;
         let (shape, kind, group) = (w.shape(), w.kind(), w.group());
-        let count = kind.coefficients(w.planes());
-        let group_params = count * kind.coefficient_bytes() * TILE_ROWS;
-        let scale_bytes = kind.scale_blocks(shape.cols) * count * 2 * TILE_ROWS;
         let tiles = codes.chunks_exact_mut(code_bytes(shape.cols).max(1));
         let tiles = tiles.zip(params.chunks_exact_mut(param_bytes(shape.cols, group).max(1)));
         for (t, (codes, params)) in (first..).zip(tiles) {
-            let scales = &w.row_scales()[t * scale_bytes..(t + 1) * scale_bytes];
-            let tile_params = group_params * shape.groups(group);
-            let sets = w.params()[t * tile_params..(t + 1) * tile_params].chunks_exact(group_params);
+            let (parts, scales) = (w.tile_parts(t), w.tile_scales(t));
+            let sets = w.tile_params(t).chunks_exact(w.group_params());
             let groups = codes.chunks_mut(group / PAIR_COLS * 2 * UNIT_BYTES);
             for (g, ((codes, out), set)) in groups.zip(params.as_chunks_mut().0).zip(sets).enumerate() {
                 let steps = steps(s, kind, set, scales, w.planes(), out);
-                let mut planes: [&[[u8; BLOCK_BYTES]]; MAX_PLANES] = [&[]; MAX_PLANES];
-                for (plane, part) in planes.iter_mut().zip(w.parts()) {
-                    let tile = &part[t * shape.tile_bytes()..(t + 1) * shape.tile_bytes()];
-                    *plane = &tile.as_chunks().0[g * group / PAIR_COLS..];
-                }
+                let planes =
+                    parts.map(|part| part.as_chunks().0.get(g * group / PAIR_COLS..).unwrap_or_default());
                 fill(s, &planes[..w.planes()], &steps, codes);
             }
         }

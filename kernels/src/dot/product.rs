@@ -386,26 +386,18 @@ impl<'a, const BITS: usize> Tile<'a, BITS> {
     #[inline(always)]
     fn new(w: &Packed<'a>, tile: usize) -> Self {
         let (shape, kind) = (w.shape(), w.kind());
-        let mut fields: [&[[u8; UNIT_BYTES]]; 3] = [&[]; 3];
-        for ((field, part), width) in fields.iter_mut().zip(w.parts()).zip(widths(BITS)) {
-            let bytes = kind.part_tile_bytes(shape, *width);
-            *field = part[tile * bytes..(tile + 1) * bytes].as_chunks().0;
-        }
-        let count = kind.coefficients(BITS);
-        let group_params = count * kind.coefficient_bytes() * TILE_ROWS;
-        let params = group_params * shape.groups(w.group());
-        let scales = kind.scale_blocks(shape.cols) * count * TILE_ROWS * 2;
+        let parts = w.tile_parts(tile);
         Tile {
-            fields,
+            fields: [0, 1, 2].map(|f| parts[f].as_chunks().0),
             kind,
-            params: &w.params()[tile * params..(tile + 1) * params],
-            block_params: group_params * BLOCK_COLS / w.group(),
-            scales: &w.row_scales()[tile * scales..(tile + 1) * scales],
+            params: w.tile_params(tile),
+            block_params: w.group_params() * BLOCK_COLS / w.group(),
+            scales: w.tile_scales(tile),
             cols: shape.cols,
             group: w.group(),
             halves: w.group() < BLOCK_COLS,
             center: kind.center().map_or(f32::from(1u8 << (BITS - 1)), f32::from),
-            minimum: count == 2,
+            minimum: kind.coefficients(BITS) == 2,
         }
     }
 

@@ -190,20 +190,11 @@ impl<'a> Tile<'a> {
     fn new(w: &Packed<'a>, tile: usize, ahead: usize) -> Tile<'a> {
         let shape = w.shape();
         let table = TableShape { cols: shape.cols, group: w.group() };
-        let mut planes: [&[[u8; 32]]; MAX_PLANES] = [&[]; MAX_PLANES];
-        let bytes = shape.tile_bytes();
-        for (p, plane) in planes.iter_mut().zip(w.parts()) {
-            *p = plane[tile * bytes..(tile + 1) * bytes].as_chunks().0;
-        }
-        let count = w.kind().coefficients(w.planes());
-        let group_params = count * w.kind().coefficient_bytes() * TILE_ROWS;
-        let tile_params = group_params * shape.groups(w.group());
-        let scales = w.kind().scale_blocks(shape.cols) * count * TILE_ROWS * 2;
         Tile {
-            planes,
-            params: &w.params()[tile * tile_params..(tile + 1) * tile_params],
-            row_scales: &w.row_scales()[tile * scales..(tile + 1) * scales],
-            group_params,
+            planes: w.tile_parts(tile).map(|plane| plane.as_chunks().0),
+            params: w.tile_params(tile),
+            row_scales: w.tile_scales(tile),
+            group_params: w.group_params(),
             count: w.planes(),
             pairs: shape.pairs(),
             per_group: table.scales_per_group(),

@@ -166,16 +166,42 @@ impl<'a> Packed<'a> {
         Ok(())
     }
 
+    /// The planes or fields of one tile; nothing for those that there are not.
+    #[inline(always)]
+    pub(crate) fn tile_parts(&self, tile: usize) -> [&'a [u8]; MAX_PLANES] {
+        let mut parts = self.parts;
+        for (part, width) in parts.iter_mut().zip(self.kind.widths(self.planes)) {
+            let bytes = self.kind.part_tile_bytes(self.shape, *width);
+            *part = &part[tile * bytes..(tile + 1) * bytes];
+        }
+        parts
+    }
+
+    /// The parameters of one tile and group: bytes.
+    #[inline(always)]
+    pub(crate) fn group_params(&self) -> usize {
+        self.kind.coefficients(self.planes) * self.kind.coefficient_bytes() * TILE_ROWS
+    }
+
+    /// The parameters of one tile, `[group][coefficient][32]`.
+    #[inline(always)]
+    pub(crate) fn tile_params(&self, tile: usize) -> &'a [u8] {
+        let bytes = self.group_params() * self.shape.groups(self.group);
+        &self.params[tile * bytes..(tile + 1) * bytes]
+    }
+
+    /// The f16 scales of one tile, `[scale block][coefficient][32]`, or nothing.
+    #[inline(always)]
+    pub(crate) fn tile_scales(&self, tile: usize) -> &'a [u8] {
+        let count = self.kind.coefficients(self.planes);
+        let bytes = self.kind.scale_blocks(self.shape.cols) * count * TILE_ROWS * 2;
+        &self.row_scales[tile * bytes..(tile + 1) * bytes]
+    }
+
     /// Codes of row `row` from the start of `group` on, as many as `codes` has.
     pub(crate) fn unpack_group(&self, row: usize, group: usize, codes: &mut [u8]) {
-        let (tile, from) = (row / TILE_ROWS, group * self.group);
-        let mut parts: [&[u8]; MAX_PLANES] = [&[]; MAX_PLANES];
-        for ((tile_part, part), width) in
-            parts.iter_mut().zip(self.parts()).zip(self.kind.widths(self.planes))
-        {
-            let bytes = self.kind.part_tile_bytes(self.shape, *width);
-            *tile_part = &part[tile * bytes..(tile + 1) * bytes];
-        }
+        let from = group * self.group;
+        let parts = self.tile_parts(row / TILE_ROWS);
         let parts = &parts[..self.parts().len()];
         if self.kind.is_uniform() {
             c32::unpack_row(self.planes, parts, row % TILE_ROWS, from, codes);
