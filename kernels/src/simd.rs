@@ -264,6 +264,18 @@ pub(crate) fn prefetch_lines<S: Simd>(s: S, bytes: &[u8], ahead: usize) {
     }
 }
 
+/// The `k`th 32 half floats of `params`: a coefficient of a tile's rows.
+#[inline(always)]
+pub(crate) fn rows_f16<S: Simd>(s: S, params: &[u8], k: usize) -> S::Rows {
+    s.rows_load_f16(&params.as_chunks().0[k])
+}
+
+/// The `k`th 32 signed bytes of `params` times their scales. The product of an int8 and a half is exact in f32.
+#[inline(always)]
+pub(crate) fn rows_scaled<S: Simd>(s: S, params: &[u8], k: usize, scale: S::Rows) -> S::Rows {
+    s.rows_mul(s.rows_load_i8(&params.as_chunks().0[k]), scale)
+}
+
 /// Splits into whole 8-lane blocks and a tail shorter than 8.
 #[inline(always)]
 pub(crate) fn blocks(x: &[f32]) -> (&[[f32; LANES]], &[f32]) {

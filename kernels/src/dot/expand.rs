@@ -21,7 +21,7 @@ use crate::isa::Isa;
 use crate::pack::c32::{self, BLOCK_COLS, UNIT_BYTES};
 use crate::pack::p32::{BLOCK_BYTES, PAIR_COLS, TILE_ROWS};
 use crate::pack::{MAX_PLANES, Packed, ParamKind, PlaneShape};
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{Kernel, LANES, Simd, rows_f16, rows_scaled};
 use core::ops::Range;
 
 /// Whether codes are worth their making for a prompt's products with `planes` planes, and exact enough.
@@ -130,11 +130,8 @@ fn steps<S: Simd>(
     let mut coefficients = [[0.0; TILE_ROWS]; MAX_PLANES + 1];
     for (k, rows) in coefficients[..=planes].iter_mut().enumerate() {
         let numbers = match kind {
-            ParamKind::Hlq8 => {
-                let scale = s.rows_load_f16(&scales.as_chunks().0[k]);
-                s.rows_mul(s.rows_load_i8(&set.as_chunks().0[k]), scale)
-            }
-            _ => s.rows_load_f16(&set.as_chunks().0[k]),
+            ParamKind::Hlq8 => rows_scaled(s, set, k, rows_f16(s, scales, k)),
+            _ => rows_f16(s, set, k),
         };
         s.rows_store(numbers, rows);
     }

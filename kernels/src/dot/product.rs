@@ -33,7 +33,7 @@ use crate::pack::c32::{BLOCK_COLS, UNIT_BYTES, widths};
 use crate::pack::p32::TILE_ROWS;
 use crate::pack::params::SUPERBLOCK;
 use crate::pack::{Packed, ParamKind};
-use crate::simd::{Kernel, Simd, prefetch_lines};
+use crate::simd::{Kernel, Simd, prefetch_lines, rows_f16, rows_scaled};
 use core::ops::Range;
 
 /// Products of 4 columns in a block.
@@ -464,10 +464,9 @@ impl<'a, const BITS: usize> Tile<'a, BITS> {
     fn coefficient<S: Simd>(&self, s: S, k: usize, scale: usize) -> S::Rows {
         match self.kind {
             ParamKind::UniformK | ParamKind::CenteredK(_) => {
-                let scale = s.rows_load_f16(&self.scales.as_chunks().0[scale]);
-                s.rows_mul(s.rows_load_i8(&self.params.as_chunks().0[k]), scale)
+                rows_scaled(s, self.params, k, rows_f16(s, self.scales, scale))
             }
-            _ => s.rows_load_f16(&self.params.as_chunks().0[k]),
+            _ => rows_f16(s, self.params, k),
         }
     }
 

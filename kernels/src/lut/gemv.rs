@@ -31,7 +31,7 @@ use crate::error::{Error, Result};
 use crate::isa::Isa;
 use crate::pack::p32::TILE_ROWS;
 use crate::pack::{MAX_PLANES, Packed, ParamKind};
-use crate::simd::{BIAS, Kernel, Simd, prefetch_lines};
+use crate::simd::{BIAS, Kernel, Simd, prefetch_lines, rows_f16, rows_scaled};
 use core::ops::Range;
 
 /// How many bytes ahead of its use each plane is asked for, unless something better was measured. A tile is walked in step
@@ -299,18 +299,6 @@ fn chunks(tile: &Tile<'_>, g: usize) -> impl Iterator<Item = Range<usize>> + use
     })
 }
 
-/// The f16 parameter `k` of a tile's rows.
-#[inline(always)]
-fn halves<S: Simd>(s: S, params: &[u8], k: usize) -> S::Rows {
-    s.rows_load_f16(&params.as_chunks().0[k])
-}
-
-/// The int8 parameter `k` of a tile's rows times its scale. The product of an int8 and a half is exact in f32.
-#[inline(always)]
-fn scaled<S: Simd>(s: S, params: &[u8], k: usize, scale: S::Rows) -> S::Rows {
-    s.rows_mul(s.rows_load_i8(&params.as_chunks().0[k]), scale)
-}
-
 /// The products of one tile with `T` tokens.
 #[inline(always)]
 fn products<S: Simd, const INT8: bool, const LO: usize, const HI: usize, const T: usize>(
@@ -404,8 +392,8 @@ impl<S: Simd, const INT8: bool> Coefficients<'_, S, INT8> {
     #[inline(always)]
     fn get(&self, k: usize) -> S::Rows {
         match INT8 {
-            true => scaled(self.s, self.params, k, self.row_scales[k]),
-            false => halves(self.s, self.params, k),
+            true => rows_scaled(self.s, self.params, k, self.row_scales[k]),
+            false => rows_f16(self.s, self.params, k),
         }
     }
 }
