@@ -21,6 +21,7 @@ impl Avx2 {
 /// Everything generic is inlined into this function, and so compiled with the features on.
 #[target_feature(enable = "avx2,fma,f16c,bmi2")]
 fn run<K: Kernel>(s: Avx2, k: K) -> K::Output {
+    super::align_stack();
     k.run(s)
 }
 

@@ -28,6 +28,7 @@ impl Avx512 {
 /// Everything generic is inlined into this function, and so compiled with the features on.
 #[target_feature(enable = "avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni")]
 fn run<K: Kernel>(s: Avx512, k: K) -> K::Output {
+    super::align_stack();
     k.run(s)
 }
 
