@@ -205,42 +205,20 @@ impl<'a> Tile<'a> {
     }
 }
 
-/// One chunk's exact integer sums for `Q` planes, the first of them plane `from`, and `T` tokens.
+/// A chunk's exact integer sums: its tables `entries` of `T` tokens, looked up with its blocks of `Q` planes, as many.
 #[inline(always)]
 fn sums<S: Simd, const Q: usize, const T: usize>(
     s: S,
-    tile: &Tile<'_>,
-    tokens: &[Token<'_>; T],
-    from: usize,
-    pairs: Range<usize>,
+    entries: [&[[u8; 32]]; T],
+    planes: [&[[u8; 32]]; Q],
+    ahead: usize,
 ) -> [[S::Sums; T]; Q] {
-    // With their length spelled out, whole chunks are compiled apart: without a loop, and without a check in it.
-    match pairs.len() {
-        8 => sums_of(s, tile, tokens, from, pairs.start, 8),
-        4 => sums_of(s, tile, tokens, from, pairs.start, 4),
-        n => sums_of(s, tile, tokens, from, pairs.start, n),
-    }
-}
-
-/// As [`sums`] of `n` pairs from `start` on.
-#[inline(always)]
-fn sums_of<S: Simd, const Q: usize, const T: usize>(
-    s: S,
-    tile: &Tile<'_>,
-    tokens: &[Token<'_>; T],
-    from: usize,
-    start: usize,
-    n: usize,
-) -> [[S::Sums; T]; Q] {
-    let mut entries = [two_blocks(&[]); T];
-    for t in 0..T {
-        entries[t] = two_blocks(&tokens[t].entries[start..][..n]);
-    }
-    let mut planes = [two_blocks(&[]); Q];
-    for p in 0..Q {
-        planes[p] = two_blocks(&tile.planes[from + p][start..][..n]);
-        if tile.ahead > 0 {
-            prefetch_lines(s, planes[p].0.as_flattened(), tile.ahead);
+    let n = entries[0].len();
+    let entries = entries.map(two_blocks);
+    let planes = planes.map(two_blocks);
+    if ahead > 0 {
+        for p in 0..Q {
+            prefetch_lines(s, planes[p].0.as_flattened(), ahead);
         }
     }
     let bias = 2 * n as u16 * u16::from(BIAS);
@@ -286,17 +264,6 @@ fn padded(block: &[u8]) -> [u8; 64] {
     let mut two = [0; 64];
     two[..block.len()].copy_from_slice(block);
     two
-}
-
-/// The chunks of group `g`, as pairs of tables.
-#[inline(always)]
-fn chunks(tile: &Tile<'_>, g: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-    let (start, step) = (g * tile.group_pairs, tile.chunk_pairs);
-    let end = (start + tile.group_pairs).min(tile.pairs);
-    (0..(tile.per_group - 1) / PER_CHUNK).map(move |c| {
-        let from = (start + c * step).min(end);
-        from..(from + step).min(end)
-    })
 }
 
 /// The products of one tile with `T` tokens.
@@ -348,34 +315,106 @@ fn pass<S: Simd, const Q: usize, const INT8: bool, const T: usize>(
     c: &Coefficients<'_, S, INT8>,
     acc: &mut [S::Rows; T],
 ) {
-    let mut sum = [[s.rows_splat(0.0); T]; Q];
+    let start = g * tile.group_pairs;
+    let pairs = tile.group_pairs.min(tile.pairs - start);
+    let mut group =
+        Group::<Q, T> { entries: [&[]; T], numbers: [&[]; T], planes: [&[]; Q], ahead: tile.ahead };
     for t in 0..T {
-        let x = tokens[t].scales[g * tile.per_group];
-        for p in 0..Q {
-            sum[p][t] = s.rows_splat(0.5 * x);
-        }
+        group.entries[t] = &tokens[t].entries[start..][..pairs];
+        group.numbers[t] = &tokens[t].scales[g * tile.per_group..][..tile.per_group];
     }
-    for (i, pairs) in chunks(tile, g).enumerate() {
-        let a = sums::<S, Q, T>(s, tile, tokens, from, pairs.clone());
-        for t in 0..T {
-            let numbers = &tokens[t].scales[g * tile.per_group + 1 + PER_CHUNK * i..];
-            let half = s.rows_splat(numbers[0]);
-            if numbers[1] != 0.0 {
-                let at = numbers[2] as usize;
-                for p in 0..Q {
-                    let block = &tile.planes[from + p][pairs.start + at / 8];
-                    sum[p][t] = s.rows_add_signed(sum[p][t], block, at % 8, numbers[1]);
-                }
-            }
-            for p in 0..Q {
-                sum[p][t] = s.rows_fma(s.sums_to_rows(a[p][t]), half, sum[p][t]);
-            }
-        }
+    for p in 0..Q {
+        group.planes[p] = &tile.planes[from + p][start..][..pairs];
     }
+    // With their length spelled out, whole chunks are compiled apart: without a loop, and without a check in it.
+    let sum: [_; Q] = match (tile.chunk_pairs, pairs == tile.group_pairs) {
+        (8, true) => group.whole::<S, 8>(s),
+        (4, true) => group.whole::<S, 4>(s),
+        (n, _) => group.any(s, n),
+    };
     for p in 0..Q {
         let scale = c.get(from + p);
         for t in 0..T {
             acc[t] = s.rows_fma(scale, sum[p][t], acc[t]);
+        }
+    }
+}
+
+/// One group of a tile: `Q` planes, tables of `T` tokens.
+struct Group<'a, const Q: usize, const T: usize> {
+    /// `[token][pair]`.
+    entries: [&'a [[u8; 32]]; T],
+    /// `[token][X, chunks of PER_CHUNK numbers]`.
+    numbers: [&'a [f32]; T],
+    /// `[plane][pair]`.
+    planes: [&'a [[u8; 32]]; Q],
+    ahead: usize,
+}
+
+impl<const Q: usize, const T: usize> Group<'_, Q, T> {
+    /// `t_p` for each plane and token, of whole chunks of `N` pairs.
+    #[inline(always)]
+    fn whole<S: Simd, const N: usize>(&self, s: S) -> [[S::Rows; T]; Q] {
+        let mut sum = self.first(s);
+        let entries = self.entries.map(|entries| entries.as_chunks::<N>().0);
+        let planes = self.planes.map(|plane| plane.as_chunks::<N>().0);
+        for i in 0..entries[0].len() {
+            self.chunk(s, i, entries.map(|e| e[i].as_slice()), planes.map(|p| p[i].as_slice()), &mut sum);
+        }
+        sum
+    }
+
+    /// The same of chunks of up to `n` pairs.
+    #[inline(always)]
+    fn any<S: Simd>(&self, s: S, n: usize) -> [[S::Rows; T]; Q] {
+        let mut sum = self.first(s);
+        for i in 0..self.entries[0].len().div_ceil(n) {
+            let part = |all: &[[u8; 32]]| i * n..(i * n + n).min(all.len());
+            let entries = self.entries.map(|e| &e[part(e)]);
+            let planes = self.planes.map(|p| &p[part(p)]);
+            self.chunk(s, i, entries, planes, &mut sum);
+        }
+        sum
+    }
+
+    /// `X / 2`.
+    #[inline(always)]
+    fn first<S: Simd>(&self, s: S) -> [[S::Rows; T]; Q] {
+        let mut sum = [[s.rows_splat(0.0); T]; Q];
+        for t in 0..T {
+            for p in 0..Q {
+                sum[p][t] = s.rows_splat(0.5 * self.numbers[t][0]);
+            }
+        }
+        sum
+    }
+
+    /// Adds chunk `i`.
+    #[inline(always)]
+    fn chunk<S: Simd>(
+        &self,
+        s: S,
+        i: usize,
+        entries: [&[[u8; 32]]; T],
+        planes: [&[[u8; 32]]; Q],
+        sum: &mut [[S::Rows; T]; Q],
+    ) {
+        // Before the look-ups: behind them, the compiler would move these past the branch, and do half of them twice.
+        for t in 0..T {
+            let numbers = &self.numbers[t][1..].as_chunks::<PER_CHUNK>().0[i];
+            if numbers[1] != 0.0 {
+                let at = numbers[2] as usize;
+                for p in 0..Q {
+                    sum[p][t] = s.rows_add_signed(sum[p][t], &planes[p][at / 8], at % 8, numbers[1]);
+                }
+            }
+        }
+        let a = sums::<S, Q, T>(s, entries, planes, self.ahead);
+        for t in 0..T {
+            let half = s.rows_splat(self.numbers[t][1..].as_chunks::<PER_CHUNK>().0[i][0]);
+            for p in 0..Q {
+                sum[p][t] = s.rows_fma(s.sums_to_rows(a[p][t]), half, sum[p][t]);
+            }
         }
     }
 }
