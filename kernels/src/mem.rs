@@ -11,6 +11,13 @@ pub(crate) fn bytes_of_mut(x: &mut [u16]) -> &mut [u8] {
     unsafe { core::slice::from_raw_parts_mut(x.as_mut_ptr().cast(), size_of_val(x)) }
 }
 
+/// The bytes of floats in memory order.
+#[inline(always)]
+pub(crate) fn bytes_of(x: &[f32]) -> &[u8] {
+    // SAFETY: f32 has no padding, u8 has no alignment, the length in bytes is exact, and the borrow is passed on.
+    unsafe { core::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x)) }
+}
+
 /// 16 floats from their bytes in memory order.
 #[inline(always)]
 pub(crate) fn floats(bytes: [u8; 64]) -> [f32; 16] {

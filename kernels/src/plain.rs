@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::isa::Isa;
+use crate::mem::bytes_of;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Storage type of plain weights.
@@ -25,14 +26,16 @@ impl PlainType {
     }
 }
 
-/// Tokens whose products share one reading of the weights.
-const TOKENS: usize = 4;
+/// Rows and tokens whose products are summed up together: as many sums as hide the latency of an addition, and few
+/// enough that they, the activations and a weight stay in the 16 registers of AVX2.
+const ROWS: usize = 4;
+const TOKENS: usize = 3;
 
 /// `y[t][r] = W[r] . x[t]` for some rows and all tokens.
 ///
 /// `weights` holds `rows x cols` little-endian numbers of type `ty`, no alignment asked for; `x` is
-/// `[tokens][cols]`. `put(token, row, value)` receives each product. Every product is one 8-lane f32
-/// reduction, whatever the number of tokens.
+/// `[tokens][cols]` and is read once for each 4 rows, so it should fit into L2. `put(token, row, values)` receives the
+/// products of consecutive rows. Every product is one 8-lane f32 reduction, whatever the number of rows and tokens.
 ///
 /// # Errors
 /// [`Error::Length`] where `weights` or `x` are no whole number of rows.
@@ -42,7 +45,7 @@ pub fn gemm(
     weights: &[u8],
     cols: usize,
     x: &[f32],
-    put: &mut dyn FnMut(usize, usize, f32),
+    put: &mut dyn FnMut(usize, usize, &mut [f32]),
 ) -> Result<()> {
     let row = cols * ty.bytes();
     for (what, len, unit) in [("plain weights", weights.len(), row), ("activations", x.len(), cols)] {
@@ -58,13 +61,28 @@ pub fn gemm(
     Ok(())
 }
 
+/// [`gemm`] with weights that are numbers in memory: `put(t, r, values)` receives `a[r] . x[t]` of consecutive rows, of
+/// `a` `[rows][cols]` and `x` `[tokens][cols]`. For symmetric matrices this is the usual product too.
+///
+/// # Errors
+/// As [`gemm`].
+pub fn dots_of(
+    isa: Isa,
+    a: &[f32],
+    cols: usize,
+    x: &[f32],
+    put: &mut dyn FnMut(usize, usize, &mut [f32]),
+) -> Result<()> {
+    gemm(isa, PlainType::F32, bytes_of(a), cols, x, put)
+}
+
 /// `BYTES` per weight; `load` tells f16 (0) from bf16 (1).
 struct Gemm<'a, const BYTES: usize> {
     load: u8,
     weights: &'a [u8],
     cols: usize,
     x: &'a [f32],
-    put: &'a mut dyn FnMut(usize, usize, f32),
+    put: &'a mut dyn FnMut(usize, usize, &mut [f32]),
 }
 
 impl<const BYTES: usize> Kernel for Gemm<'_, BYTES> {
@@ -72,75 +90,90 @@ impl<const BYTES: usize> Kernel for Gemm<'_, BYTES> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (r, w) in self.weights.chunks_exact(self.cols * BYTES).enumerate() {
-            for (t, x) in self.x.chunks(TOKENS * self.cols).enumerate() {
-                let mut y = [0.0; TOKENS];
-                let n = x.len() / self.cols;
-                if n == TOKENS {
-                    dot::<S, BYTES, TOKENS>(s, self.load, w, x, self.cols, &mut y);
-                } else {
-                    for (x, y) in x.chunks_exact(self.cols).zip(&mut y) {
-                        let mut one = [0.0];
-                        dot::<S, BYTES, 1>(s, self.load, w, x, self.cols, &mut one);
-                        *y = one[0];
+        for (i, w) in self.weights.chunks(ROWS * self.cols * BYTES).enumerate() {
+            let row = i * ROWS;
+            for (j, x) in self.x.chunks(TOKENS * self.cols).enumerate() {
+                let token = j * TOKENS;
+                if w.len() == ROWS * self.cols * BYTES && x.len() == TOKENS * self.cols {
+                    let mut y = [[0.0; ROWS]; TOKENS];
+                    dots::<S, BYTES, ROWS, TOKENS>(s, self.load, w, x, self.cols, &mut y);
+                    for (t, y) in y.iter_mut().enumerate() {
+                        (self.put)(token + t, row, y);
                     }
-                }
-                for (i, y) in y.iter().enumerate().take(n) {
-                    (self.put)(t * TOKENS + i, r, *y);
+                } else if w.len() == ROWS * self.cols * BYTES {
+                    for (t, x) in x.chunks_exact(self.cols).enumerate() {
+                        let mut y = [[0.0; ROWS]];
+                        dots::<S, BYTES, ROWS, 1>(s, self.load, w, x, self.cols, &mut y);
+                        (self.put)(token + t, row, &mut y[0]);
+                    }
+                } else {
+                    for (r, w) in w.chunks_exact(self.cols * BYTES).enumerate() {
+                        for (t, x) in x.chunks_exact(self.cols).enumerate() {
+                            let mut y = [[0.0]];
+                            dots::<S, BYTES, 1, 1>(s, self.load, w, x, self.cols, &mut y);
+                            (self.put)(token + t, row + r, &mut y[0]);
+                        }
+                    }
                 }
             }
         }
     }
 }
 
-/// One row of weights against `N` tokens.
+/// `R` rows of weights against `T` tokens.
 #[inline(always)]
-fn dot<S: Simd, const BYTES: usize, const N: usize>(
+fn dots<S: Simd, const BYTES: usize, const R: usize, const T: usize>(
     s: S,
     load: u8,
     w: &[u8],
     x: &[f32],
     cols: usize,
-    y: &mut [f32; N],
+    y: &mut [[f32; R]; T],
 ) {
-    let whole = cols / LANES;
-    let mut acc = [s.splat(0.0); N];
-    for i in 0..whole {
-        let v = weights8::<S, BYTES>(s, load, &w[i * LANES * BYTES..(i + 1) * LANES * BYTES]);
-        for t in 0..N {
-            let at = t * cols + i * LANES;
-            acc[t] =
-                s.fma(v, s.load(x[at..at + LANES].as_chunks().0.first().unwrap_or(&[0.0; LANES])), acc[t]);
+    let whole = cols / LANES * LANES;
+    let mut acc = [[s.splat(0.0); T]; R];
+    for at in (0..whole).step_by(LANES) {
+        let mut xs = [s.splat(0.0); T];
+        for t in 0..T {
+            xs[t] = s.load(x[t * cols + at..].first_chunk().unwrap_or(&[0.0; LANES]));
+        }
+        for r in 0..R {
+            let v = weights8::<S, BYTES>(s, load, &w[(r * cols + at) * BYTES..]);
+            for t in 0..T {
+                acc[r][t] = s.fma(v, xs[t], acc[r][t]);
+            }
         }
     }
-    if !cols.is_multiple_of(LANES) {
-        let mut bytes = [0u8; 32];
-        let rest = &w[whole * LANES * BYTES..];
-        bytes[..rest.len()].copy_from_slice(rest);
-        let v = weights8::<S, BYTES>(s, load, &bytes[..LANES * BYTES]);
-        for t in 0..N {
-            let mut xs = [0.0; LANES];
-            let rest = &x[t * cols + whole * LANES..(t + 1) * cols];
-            xs[..rest.len()].copy_from_slice(rest);
-            acc[t] = s.fma(v, s.load(&xs), acc[t]);
+    if whole < cols {
+        let rest = cols - whole;
+        for t in 0..T {
+            let mut last = [0.0; LANES];
+            last[..rest].copy_from_slice(&x[t * cols + whole..(t + 1) * cols]);
+            let last = s.load(&last);
+            for r in 0..R {
+                let mut bytes = [0u8; 4 * LANES];
+                bytes[..rest * BYTES].copy_from_slice(&w[(r * cols + whole) * BYTES..(r + 1) * cols * BYTES]);
+                acc[r][t] = s.fma(weights8::<S, BYTES>(s, load, &bytes), last, acc[r][t]);
+            }
         }
     }
-    for t in 0..N {
-        y[t] = s.sum(acc[t]);
+    for t in 0..T {
+        for r in 0..R {
+            y[t][r] = s.sum(acc[r][t]);
+        }
     }
 }
 
-/// 8 weights from `8 * BYTES` bytes.
+/// 8 weights from the first `8 * BYTES` bytes.
 #[inline(always)]
 fn weights8<S: Simd, const BYTES: usize>(s: S, load: u8, b: &[u8]) -> S::F {
     if BYTES == 4 {
         let mut v = [0.0; LANES];
-        for (v, b) in v.iter_mut().zip(b.as_chunks::<4>().0) {
+        for (v, b) in v.iter_mut().zip(b[..4 * LANES].as_chunks::<4>().0) {
             *v = f32::from_le_bytes(*b);
         }
         return s.load(&v);
     }
-    let mut half = [0; 16];
-    half.copy_from_slice(&b[..16]);
-    if load == 0 { s.load_f16(&half) } else { s.load_bf16(&half) }
+    let half = b.first_chunk().unwrap_or(&[0; 16]);
+    if load == 0 { s.load_f16(half) } else { s.load_bf16(half) }
 }

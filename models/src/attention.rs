@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use lutite_kernels::attention::{KvLayout, MAX_HEAD_DIM, Queries, attend, merge, span_count, state_len};
 use lutite_kernels::isa::Isa;
-use lutite_kernels::ops::rope::rotate_adjacent;
+use lutite_kernels::ops::rope::{Rope, rotate_adjacent};
 use lutite_kernels::pack::p32::TILE_ROWS;
 use lutite_runtime::kv::{KvCache, KvShape, KvTypes};
 use lutite_runtime::os::shared::SharedMat;
@@ -154,6 +154,13 @@ impl Attention {
         self.step = (start, n);
         self.input.each().into_iter().for_each(|m| m.set_rows(n));
         self.out.set_rows(n * self.sizes.kv_heads);
+    }
+
+    /// Works out the angles of the step's positions.
+    pub(crate) fn set_angles(&mut self, rope: &Rope) {
+        let start = self.step.0;
+        let rows = self.input.angles.as_mut_slice().chunks_exact_mut(rope.dims());
+        rows.enumerate().for_each(|(i, row)| rope.angles(start + i, row));
     }
 
     /// Stages: rotates queries and keys, appends keys and values to the cache, and attends to all positions up to

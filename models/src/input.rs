@@ -173,6 +173,11 @@ impl Input {
         }
     }
 
+    /// The numbers of all tokens in use: `[tokens][cols]`.
+    pub(crate) fn numbers(&mut self) -> &[f32] {
+        self.x.as_mut_slice()
+    }
+
     /// All of it.
     pub(crate) fn read(&self) -> InputGuard<'_> {
         let mut tables = [const { None }; MAX_TABLES];

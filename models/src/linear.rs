@@ -121,6 +121,11 @@ impl Linear {
         }
     }
 
+    /// Other weights, f32 in number as before, with the bias that there is.
+    pub(crate) fn set_numbers(&mut self, bytes: Bytes) {
+        self.weights = Weights::Plain { ty: PlainType::F32, bytes };
+    }
+
     /// With a bias of `rows` numbers added to every product.
     pub(crate) fn with_bias(mut self, bias: Option<Vec<f32>>) -> Linear {
         self.bias = bias;
@@ -250,9 +255,8 @@ impl Linear {
                 let row = bytes.len() / self.rows;
                 let part = &bytes[rows.start * row..rows.end * row];
                 plain::gemm(isa, *ty, part, self.cols, &x.x[..n * self.cols], &mut |token, r, y| {
-                    let mut y = [y];
-                    bias(rows.start + r, &mut y);
-                    put(token, rows.start + r, &y);
+                    bias(rows.start + r, y);
+                    put(token, rows.start + r, y);
                 })
             }
         };

@@ -87,7 +87,7 @@ fn operations(isa: Isa, h: &mut Hash) {
             // Weights below 2 in magnitude in each of the types: the upper exponent bit is cleared.
             let mut w: Vec<u8> = (0..5 * n * ty.bytes()).map(|_| rng.next() as u8).collect();
             w.iter_mut().skip(ty.bytes() - 1).step_by(ty.bytes()).for_each(|b| *b &= 0xbf);
-            plain::gemm(isa, ty, &w, n, &x, &mut |_, _, y| h.floats(&[y])).unwrap();
+            plain::gemm(isa, ty, &w, n, &x, &mut |_, _, y| h.floats(y)).unwrap();
         }
         let mut angles = vec![0.0; rope.dims()];
         rope.angles(n * 1013, &mut angles);

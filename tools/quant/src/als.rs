@@ -15,11 +15,12 @@
 //!
 //! Rows do not depend on each other: callers may split them among threads as they like.
 
-mod group;
-mod store;
+pub(crate) mod group;
+pub(crate) mod store;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use group::MAX_GROUP;
 use group::{Groups, Solver};
 use lutite_kernels::pack::{GROUPS, GROUPS_LIST, MAX_PLANES, ParamKind};
 
@@ -50,7 +51,7 @@ impl FitSpec {
 }
 
 /// Rows in bit planes, before they are packed into tiles.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fitted {
     /// `[rows][cols]`: bit `p` of a code belongs to plane `p`.
     pub codes: Vec<u8>,
@@ -85,7 +86,7 @@ pub fn fit_rows(w: &[f32], cols: usize, importance: Option<&[f32]>, spec: &FitSp
     })
 }
 
-fn check(w: &[f32], cols: usize, importance: Option<&[f32]>, spec: &FitSpec) -> Result<()> {
+pub(crate) fn check(w: &[f32], cols: usize, importance: Option<&[f32]>, spec: &FitSpec) -> Result<()> {
     let setting = |what, found, allowed| Err(Error::Setting { what, found, allowed });
     if spec.planes == 0 || spec.planes > MAX_PLANES {
         return setting("number of planes", spec.planes.to_string(), "1 to 8");

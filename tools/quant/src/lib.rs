@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 
 pub mod als;
+pub mod cd;
 mod error;
 mod exact;
+pub mod gram;
 pub mod imatrix;
 mod loss;
 mod pack;

@@ -3,13 +3,13 @@
 use lutite_kernels::pack::GROUPS;
 
 /// Most weights of a group.
-const MAX_GROUP: usize = GROUPS[GROUPS.len() - 1];
+pub(crate) const MAX_GROUP: usize = GROUPS[GROUPS.len() - 1];
 
 /// Most levels of a group.
-pub(super) const MAX_LEVELS: usize = 256;
+pub(crate) const MAX_LEVELS: usize = 256;
 
 /// Most coefficients of a group.
-pub(super) const MAX_COEFS: usize = 9;
+pub(crate) const MAX_COEFS: usize = 9;
 
 /// Pull towards the coefficients before a refit, relative to the group's total importance. It decides
 /// where the codes leave a coefficient open (a plane whose bits are all alike), and being a pull to
@@ -26,10 +26,10 @@ const PROBE: usize = 3;
 
 /// Coefficients of a group: `z`, then the scales of ascending planes. (Files have `z` last; here it is
 /// first so that rounding, from the last to the first, ends with it.)
-pub(super) type Coefs = [f64; MAX_COEFS];
+pub(crate) type Coefs = [f64; MAX_COEFS];
 
 /// A row's groups, each sorted, with prefix sums.
-pub(super) struct Groups {
+pub(crate) struct Groups {
     group: usize,
     /// Weights, ascending within each group.
     x: Vec<f64>,
@@ -45,8 +45,8 @@ pub(super) struct Groups {
 }
 
 /// One of [`Groups`].
-pub(super) struct Group<'a> {
-    pub(super) x: &'a [f64],
+pub(crate) struct Group<'a> {
+    pub(crate) x: &'a [f64],
     from: &'a [u8],
     p0: &'a [f64],
     p1: &'a [f64],
@@ -55,7 +55,7 @@ pub(super) struct Group<'a> {
 }
 
 impl Groups {
-    pub(super) fn new(cols: usize, group: usize) -> Groups {
+    pub(crate) fn new(cols: usize, group: usize) -> Groups {
         let n = cols.div_ceil(group);
         Groups {
             group,
@@ -68,7 +68,7 @@ impl Groups {
     }
 
     /// Takes in a row.
-    pub(super) fn load(&mut self, row: &[f32], importance: Option<&[f32]>) {
+    pub(crate) fn load(&mut self, row: &[f32], importance: Option<&[f32]>) {
         let mut keys = [0u64; MAX_GROUP];
         for (i, w) in row.chunks(self.group).enumerate() {
             let at = i * self.group;
@@ -105,7 +105,7 @@ impl Groups {
         }
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = Group<'_>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Group<'_>> {
         self.x.chunks(self.group).enumerate().map(|(i, x)| {
             let at = i * self.group;
             let sums = at + i..=at + i + x.len();
@@ -121,16 +121,80 @@ impl Groups {
     }
 }
 
+/// Normal equations around coefficients `c`: the error of `c + d` for the same codes is `const + d n d - 2 d r`.
+#[derive(Default)]
+pub(crate) struct Normal {
+    /// Lower triangle, `[row][column]`.
+    pub(crate) n: [[f64; MAX_COEFS]; MAX_COEFS],
+    pub(crate) r: Coefs,
+}
+
+impl Normal {
+    /// The least squares fit, with a pull of `ridge` towards `c`.
+    pub(crate) fn solve<const Q: usize>(&self, c: &Coefs, ridge: f64) -> Optimum {
+        let mut l = [[0.0; MAX_COEFS]; MAX_COEFS];
+        let mut y = [0.0; MAX_COEFS];
+        let mut inverse = [0.0; MAX_COEFS];
+        for i in 0..=Q {
+            for j in 0..i {
+                let mut v = self.n[i][j];
+                for k in 0..j {
+                    v -= l[i][k] * l[j][k];
+                }
+                l[i][j] = v * inverse[j];
+            }
+            let (mut v, mut r) = (self.n[i][i], self.r[i]);
+            for k in 0..i {
+                v -= l[i][k] * l[i][k];
+                r -= l[i][k] * y[k];
+            }
+            // The matrix is positive semidefinite; what is below zero is rounding.
+            l[i][i] = (v.max(0.0) + ridge).sqrt();
+            inverse[i] = 1.0 / l[i][i];
+            y[i] = r * inverse[i];
+        }
+        let mut at = *c;
+        for i in (0..=Q).rev() {
+            let mut v = y[i];
+            for k in i + 1..=Q {
+                v -= l[k][i] * y[k];
+            }
+            y[i] = v * inverse[i];
+            at[i] += y[i];
+        }
+        Optimum { at, factor: l }
+    }
+}
+
 /// A coefficient vector and the triangular factor of the normal equations around it:
 /// the error of `c` for the same codes is `const + |factor^T (c - at)|^2`.
-pub(super) struct Optimum {
-    pub(super) at: Coefs,
+pub(crate) struct Optimum {
+    pub(crate) at: Coefs,
     /// Lower triangular, `[row][column]`.
-    pub(super) factor: [[f64; MAX_COEFS]; MAX_COEFS],
+    factor: [[f64; MAX_COEFS]; MAX_COEFS],
+}
+
+impl Optimum {
+    /// The error of `c` above that of the optimum.
+    pub(crate) fn excess<const Q: usize>(&self, c: &Coefs) -> f64 {
+        (0..=Q).map(|k| (k..=Q).map(|j| self.factor[j][k] * (c[j] - self.at[j])).sum::<f64>().powi(2)).sum()
+    }
+
+    /// The nearest coefficients that `round(k, value)` makes, in the metric of the normal equations, one after the other
+    /// from the largest scale to `z`: each makes up for what those before it lost (Babai's nearest plane).
+    pub(crate) fn round_all<const Q: usize>(&self, round: impl Fn(usize, f64) -> f64) -> Coefs {
+        let (at, l) = (&self.at, &self.factor);
+        let mut c = [0.0; MAX_COEFS];
+        for k in (0..=Q).rev() {
+            let pull: f64 = (k + 1..=Q).map(|j| l[j][k] * (c[j] - at[j])).sum();
+            c[k] = round(k, at[k] - pull / l[k][k]);
+        }
+        c
+    }
 }
 
 /// Work space for groups of `Q` planes.
-pub(super) struct Solver<const Q: usize> {
+pub(crate) struct Solver<const Q: usize> {
     /// Levels by code.
     level: [f64; MAX_LEVELS],
     /// Codes, by ascending level.
@@ -146,7 +210,7 @@ pub(super) struct Solver<const Q: usize> {
 impl<const Q: usize> Solver<Q> {
     const LEVELS: usize = 1 << Q;
 
-    pub(super) fn new() -> Solver<Q> {
+    pub(crate) fn new() -> Solver<Q> {
         Solver {
             level: [0.0; MAX_LEVELS],
             order: [0; MAX_LEVELS],
@@ -157,7 +221,7 @@ impl<const Q: usize> Solver<Q> {
     }
 
     /// The best coefficients that were found, not yet rounded to their storage.
-    pub(super) fn fit(&mut self, g: &Group<'_>, iterations: usize) -> Coefs {
+    pub(crate) fn fit(&mut self, g: &Group<'_>, iterations: usize) -> Coefs {
         let (low, high) = (g.x[0], g.x[g.x.len() - 1]);
         let mut best = (f64::INFINITY, uniform::<Q>(low, high, 1.0));
         if low == high {
@@ -173,7 +237,7 @@ impl<const Q: usize> Solver<Q> {
     }
 
     /// Alternates from `c`; `best` takes the error and the coefficients of any state that is better.
-    pub(super) fn descend(
+    pub(crate) fn descend(
         &mut self,
         g: &Group<'_>,
         mut c: Coefs,
@@ -199,7 +263,7 @@ impl<const Q: usize> Solver<Q> {
     }
 
     /// Levels by code.
-    pub(super) fn set_levels(&mut self, c: &Coefs) {
+    pub(crate) fn set_levels(&mut self, c: &Coefs) {
         self.level[0] = c[0];
         for p in 0..Q {
             let (low, high) = self.level.split_at_mut(1 << p);
@@ -211,7 +275,7 @@ impl<const Q: usize> Solver<Q> {
 
     /// Levels by code as a reader has them: `z` and then scales of ascending planes in f32. The
     /// coefficients are f32.
-    pub(super) fn set_stored_levels(&mut self, c: &Coefs) {
+    pub(crate) fn set_stored_levels(&mut self, c: &Coefs) {
         self.level[0] = c[0];
         for p in 0..Q {
             let (low, high) = self.level.split_at_mut(1 << p);
@@ -225,7 +289,7 @@ impl<const Q: usize> Solver<Q> {
     /// Orders codes by level: the codes with bit `p` are those without it, shifted, so each plane merges two
     /// sorted lists. (Rounding is monotone: stored levels merge as well.) Of equal levels the lower
     /// code comes first.
-    pub(super) fn sort_levels(&mut self) {
+    pub(crate) fn sort_levels(&mut self) {
         let mut old = [0u8; MAX_LEVELS / 2];
         self.order[0] = 0;
         for p in 0..Q {
@@ -257,7 +321,7 @@ impl<const Q: usize> Solver<Q> {
     }
 
     /// Gives each weight the nearest level, ties to the lower one. Returns the weighted squared error.
-    pub(super) fn assign(&mut self, g: &Group<'_>) -> f64 {
+    pub(crate) fn assign(&mut self, g: &Group<'_>) -> f64 {
         let n = g.x.len();
         let (mut error, mut start) = (g.squares, 0);
         let (mut s0, mut s1) = (g.p0[0], g.p1[0]);
@@ -289,7 +353,7 @@ impl<const Q: usize> Solver<Q> {
     }
 
     /// The least squares fit to the codes of the last [`assign`](Self::assign), whose levels were those of `c`.
-    pub(super) fn optimum(&mut self, c: &Coefs) -> Optimum {
+    pub(crate) fn optimum(&mut self, c: &Coefs) -> Optimum {
         // Sums over all codes that have at least the bits of a mask: what normal equations are made of.
         for sums in [&mut self.n0, &mut self.n1] {
             for p in 0..Q {
@@ -300,42 +364,18 @@ impl<const Q: usize> Solver<Q> {
             }
         }
         let mask = |i: usize| if i == 0 { 0 } else { 1 << (i - 1) };
-        let ridge = RIDGE * self.n0[0];
-        let mut l = [[0.0; MAX_COEFS]; MAX_COEFS];
-        let mut y = [0.0; MAX_COEFS];
-        let mut inverse = [0.0; MAX_COEFS];
+        let mut normal = Normal::default();
         for i in 0..=Q {
-            for j in 0..i {
-                let mut v = self.n0[mask(i) | mask(j)];
-                for k in 0..j {
-                    v -= l[i][k] * l[j][k];
-                }
-                l[i][j] = v * inverse[j];
+            normal.r[i] = self.n1[mask(i)];
+            for j in 0..=i {
+                normal.n[i][j] = self.n0[mask(i) | mask(j)];
             }
-            let (mut v, mut r) = (self.n0[mask(i)], self.n1[mask(i)]);
-            for k in 0..i {
-                v -= l[i][k] * l[i][k];
-                r -= l[i][k] * y[k];
-            }
-            // The matrix is positive semidefinite; what is below zero is rounding.
-            l[i][i] = (v.max(0.0) + ridge).sqrt();
-            inverse[i] = 1.0 / l[i][i];
-            y[i] = r * inverse[i];
         }
-        let mut at = *c;
-        for i in (0..=Q).rev() {
-            let mut v = y[i];
-            for k in i + 1..=Q {
-                v -= l[k][i] * y[k];
-            }
-            y[i] = v * inverse[i];
-            at[i] += y[i];
-        }
-        Optimum { at, factor: l }
+        normal.solve::<Q>(c, RIDGE * self.n0[0])
     }
 
     /// Codes of the last [`assign`](Self::assign), in the order of the columns.
-    pub(super) fn write_assigned(&self, g: &Group<'_>, codes: &mut [u8]) {
+    pub(crate) fn write_assigned(&self, g: &Group<'_>, codes: &mut [u8]) {
         let mut start = 0;
         for k in 0..Self::LEVELS {
             let end = usize::from(self.bound[k + 1]);
@@ -348,7 +388,7 @@ impl<const Q: usize> Solver<Q> {
 }
 
 /// A grid of equal steps that spans `shrink` of the range.
-pub(super) fn uniform<const Q: usize>(low: f64, high: f64, shrink: f64) -> Coefs {
+pub(crate) fn uniform<const Q: usize>(low: f64, high: f64, shrink: f64) -> Coefs {
     let step = (high - low) * shrink / ((1 << Q) - 1) as f64;
     let mut c = [0.0; MAX_COEFS];
     c[0] = low + 0.5 * (high - low) * (1.0 - shrink);

@@ -26,7 +26,7 @@ fn to_f16(v: f64) -> f16 {
 }
 
 /// What a row's coefficients are rounded to.
-pub(super) enum Steps {
+pub(crate) enum Steps {
     /// The nearest f16.
     F16,
     /// A multiple of an f16 per coefficient, in the order of [`Coefs`].
@@ -35,7 +35,7 @@ pub(super) enum Steps {
 
 impl Steps {
     /// For a row whose groups have these coefficients, in [`canonical`] form.
-    pub(super) fn of_row<const Q: usize>(groups: &[Coefs], kind: ParamKind) -> Steps {
+    pub(crate) fn of_row<const Q: usize>(groups: &[Coefs], kind: ParamKind) -> Steps {
         if kind != ParamKind::Hlq8 {
             return Steps::F16;
         }
@@ -69,20 +69,13 @@ impl Steps {
         }
     }
 
-    /// The nearest storable coefficients in the metric of the normal equations, one after the other from the
-    /// largest scale to `z`: each makes up for what those before it lost (Babai's nearest plane).
-    fn round_all<const Q: usize>(&self, to: &Optimum) -> Coefs {
-        let (at, l) = (&to.at, &to.factor);
-        let mut c = [0.0; MAX_COEFS];
-        for k in (0..=Q).rev() {
-            let pull: f64 = (k + 1..=Q).map(|j| l[j][k] * (c[j] - at[j])).sum();
-            c[k] = self.round(k, at[k] - pull / l[k][k]);
-        }
-        c
+    /// The nearest storable coefficients in the metric of the normal equations.
+    pub(crate) fn round_all<const Q: usize>(&self, to: &Optimum) -> Coefs {
+        to.round_all::<Q>(|k, v| self.round(k, v))
     }
 
     /// Appends coefficients that [`fit_stored`] returned: scales, then `z`.
-    pub(super) fn write<const Q: usize>(&self, c: &Coefs, out: &mut Vec<u8>) {
+    pub(crate) fn write<const Q: usize>(&self, c: &Coefs, out: &mut Vec<u8>) {
         for k in (1..=Q).chain([0]) {
             match self {
                 Steps::F16 => out.extend_from_slice(&to_f16(c[k]).to_le_bytes()),
@@ -92,7 +85,7 @@ impl Steps {
     }
 
     /// Appends the row's scales, those of scales and then that of `z`, if there are any.
-    pub(super) fn write_scales<const Q: usize>(&self, out: &mut Vec<u16>) {
+    pub(crate) fn write_scales<const Q: usize>(&self, out: &mut Vec<u16>) {
         if let Steps::Int8(steps) = self {
             out.extend((1..=Q).chain([0]).map(|k| steps[k].to_bits()));
         }
@@ -101,7 +94,7 @@ impl Steps {
 
 /// The same levels with planes in the order of their magnitudes and `z` the level nearest to zero: a flipped bit
 /// turns `(z, s)` into `(z + s, -s)`. That makes a row's groups alike and `z` small, so that int8 steps are small.
-pub(super) fn canonical<const Q: usize>(c: &Coefs) -> Coefs {
+pub(crate) fn canonical<const Q: usize>(c: &Coefs) -> Coefs {
     let mut out = *c;
     out[1..=Q].sort_by(|a, b| a.abs().total_cmp(&b.abs()));
     let mut levels = [out[0]; MAX_LEVELS];
@@ -126,7 +119,7 @@ pub(super) fn canonical<const Q: usize>(c: &Coefs) -> Coefs {
 }
 
 /// The best storable coefficients found from `start` on, and the codes of `g` under them.
-pub(super) fn fit_stored<const Q: usize>(
+pub(crate) fn fit_stored<const Q: usize>(
     solver: &mut Solver<Q>,
     g: &Group<'_>,
     start: &Coefs,

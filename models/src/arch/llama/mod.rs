@@ -9,78 +9,29 @@
 //! logits = Whead norm(x)
 //! ```
 //!
-//! `forward` is a program on the calling thread; every `pool.each`, `fill` or `multiply` below is a stage, in
-//! chunks on all workers. Several tokens go through together: weights are read once for all of them, and each
+//! `forward` is a program on the calling thread; every line of it is one or more stages (see `layer`), in chunks on all
+//! workers. Several tokens go through together: weights are read once for all of them, and each
 //! token's numbers are the same bits as if it had come alone.
 
-use crate::attention::{self, Attention};
+pub mod blocks;
+mod layer;
+
+use self::layer::{Flow, Layer, normalize};
+use crate::attention;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::input::Input;
-use crate::linear::{Ahead, Linear, Step, most_scratch_bytes, multiply, multiply_add};
+use crate::linear::{Ahead, Linear, Step, most_scratch_bytes, multiply};
 use crate::weights::Weights;
 use lutite_kernels::ggml::{GgmlType, dequantize_row};
 use lutite_kernels::isa::Isa;
 use lutite_kernels::ops::rope::Rope;
-use lutite_kernels::ops::{act, norm};
 use lutite_kernels::pack::p32::TILE_ROWS;
 use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::kv::KvShape;
-use lutite_runtime::os::shared::{ALIGN_BYTES, SharedMat};
+use lutite_runtime::os::shared::SharedMat;
 use lutite_runtime::pool::Pool;
 use lutite_runtime::store::Bytes;
-
-/// One transformer layer's weights, or what is said of each.
-#[derive(Debug)]
-struct Layer<M = Linear, V = Vec<f32>> {
-    attn_norm: V, // [dim]
-    q: M,         // [heads * head_dim][dim]
-    k: M,         // [kv_heads * head_dim][dim]
-    v: M,         // [kv_heads * head_dim][dim]
-    o: M,         // [dim][heads * head_dim]
-    ffn_norm: V,  // [dim]
-    gate: M,      // [ffn][dim]
-    up: M,        // [ffn][dim]
-    down: M,      // [dim][ffn]
-}
-
-impl<M, V> Layer<M, V> {
-    /// Layer `i` of what `matrix(name, rows, columns)` and `vector(name, length)` make of each tensor.
-    fn find(
-        c: &Config,
-        i: usize,
-        matrix: &impl Fn(&str, usize, usize) -> Result<M>,
-        vector: &impl Fn(&str, usize) -> Result<V>,
-    ) -> Result<Self> {
-        let name = |part: &str| format!("blk.{i}.{part}");
-        let (dim, ffn) = (c.dim, c.ffn);
-        let (q_dim, kv_dim) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        Ok(Layer {
-            attn_norm: vector(&name("attn_norm.weight"), dim)?,
-            q: matrix(&name("attn_q"), q_dim, dim)?,
-            k: matrix(&name("attn_k"), kv_dim, dim)?,
-            v: matrix(&name("attn_v"), kv_dim, dim)?,
-            o: matrix(&name("attn_output"), dim, q_dim)?,
-            ffn_norm: vector(&name("ffn_norm.weight"), dim)?,
-            gate: matrix(&name("ffn_gate"), ffn, dim)?,
-            up: matrix(&name("ffn_up"), ffn, dim)?,
-            down: matrix(&name("ffn_down"), dim, ffn)?,
-        })
-    }
-}
-
-impl Layer<u64, u64> {
-    fn sum(&self) -> u64 {
-        let matrices = [self.q, self.k, self.v, self.o, self.gate, self.up, self.down];
-        matrices.iter().sum::<u64>() + self.attn_norm + self.ffn_norm
-    }
-}
-
-impl Layer {
-    fn linears(&self) -> [&Linear; 7] {
-        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
-    }
-}
 
 /// Where token vectors come from.
 #[derive(Debug)]
@@ -108,20 +59,11 @@ struct Net {
     rope: Rope,
 }
 
-/// What flows between the stages; every first dimension is tokens.
+/// What flows behind the layers: only of the tokens whose logits are asked for.
 #[derive(Debug)]
-struct Flow {
-    x: SharedMat<f32>,      // [dim], the residual stream
-    attn_in: Input,         // [dim], normed
-    attention: Attention,   // q, k, v, and all positions so far
-    att_in: Input,          // [heads * head_dim]
-    ffn_in: Input,          // [dim], normed
-    gate: SharedMat<f32>,   // [ffn]
-    up: SharedMat<f32>,     // [ffn]
-    mid: Input,             // [ffn]
-    head_in: Input,         // [dim], normed; only the tokens whose logits are asked for
-    logits: SharedMat<f32>, // [vocab], as many
-    scratch: SharedMat<u8>, // [workers][bytes], what a worker makes of weights on the way
+struct HeadFlow {
+    input: Input,           // [dim], normed
+    logits: SharedMat<f32>, // [vocab]
 }
 
 /// A Llama-like decoder.
@@ -129,6 +71,7 @@ struct Flow {
 pub struct Llama {
     net: Net,
     flow: Flow,
+    head: HeadFlow,
     pool: Pool,
     position: usize,
     batch: usize,
@@ -200,7 +143,7 @@ impl Llama {
     pub(crate) fn new(config: Config, w: &Weights<'_>, session: Session) -> Result<Llama> {
         let Session { isa, pool, kv, batch, ahead, exact } = session;
         let c = &config;
-        let (dim, ffn) = (c.dim, c.ffn);
+        let dim = c.dim;
         let prepared = |name: &str, rows, cols, exact| -> Result<Linear> {
             let mut l = w.linear(name, rows, cols)?;
             l.prepare(isa, pool.workers(), ahead, exact);
@@ -216,27 +159,13 @@ impl Llama {
         let norm = w.vector(NORM, dim)?;
         let rope = Rope::new(&c.rope);
 
-        let all = |pick: fn(&Layer) -> Vec<&Linear>| layers.iter().flat_map(pick).collect::<Vec<_>>();
-        let tiled = |dim| SharedMat::new(batch, dim, TILE_ROWS);
-        let flow = Flow {
-            x: tiled(dim)?,
-            attn_in: Input::new(batch, &all(|l| vec![&l.q, &l.k, &l.v]))?,
-            attention: Attention::new(c, kv, rope.dims(), batch, pool.workers())?,
-            att_in: Input::new(batch, &all(|l| vec![&l.o]))?,
-            ffn_in: Input::new(batch, &all(|l| vec![&l.gate, &l.up]))?,
-            gate: tiled(ffn)?,
-            up: tiled(ffn)?,
-            mid: Input::new(batch, &all(|l| vec![&l.down]))?,
-            head_in: Input::new(batch, &[&head])?,
-            logits: tiled(c.vocab)?,
-            scratch: SharedMat::new(
-                pool.workers(),
-                layers.iter().flat_map(Layer::linears).map(Linear::scratch_bytes).max().unwrap_or(0),
-                ALIGN_BYTES,
-            )?,
+        let flow = Flow::new(c, &layers, kv, rope.dims(), batch, pool.workers())?;
+        let head_flow = HeadFlow {
+            input: Input::new(batch, &[&head])?,
+            logits: SharedMat::new(batch, c.vocab, TILE_ROWS)?,
         };
         let net = Net { isa, embedding, layers, norm, head, rope, config };
-        Ok(Llama { net, flow, pool, position: 0, batch })
+        Ok(Llama { net, flow, head: head_flow, pool, position: 0, batch })
     }
 
     /// Its hyperparameters.
@@ -327,33 +256,17 @@ impl Decoder for Llama {
             return Err(Error::Config { key: "batch".into(), why });
         }
         self.check_room(n)?;
-        let Llama { net, flow, pool, position, .. } = self;
+        let Llama { net, flow, head, pool, position, .. } = self;
         let start = *position;
         let wanted = if logits == Logits::All { n } else { 1 };
-        flow.set_step(start, n, wanted, phase);
+        flow.set_step(start, n, phase);
+        head.input.set_step(wanted, phase);
+        head.logits.set_rows(wanted);
         net.embed(tokens, &mut flow.x)?;
-        for (i, row) in
-            flow.attention.input.angles.as_mut_slice().chunks_exact_mut(net.rope.dims()).enumerate()
-        {
-            net.rope.angles(start + i, row);
-        }
-        net.forward(pool, flow, phase, n, wanted);
+        flow.attention.set_angles(&net.rope);
+        net.forward(pool, &flow.step(net.isa, phase, n), flow, head);
         *position += n;
-        Ok(&flow.logits.as_mut_slice()[..wanted * net.config.vocab])
-    }
-}
-
-impl Flow {
-    fn set_step(&mut self, start: usize, n: usize, wanted: usize, phase: Phase) {
-        for m in [&mut self.x, &mut self.gate, &mut self.up] {
-            m.set_rows(n);
-        }
-        self.attention.set_step(start, n);
-        for i in [&mut self.attn_in, &mut self.att_in, &mut self.ffn_in, &mut self.mid] {
-            i.set_step(n, phase);
-        }
-        self.head_in.set_step(wanted, phase);
-        self.logits.set_rows(wanted);
+        Ok(&head.logits.as_mut_slice()[..wanted * net.config.vocab])
     }
 }
 
@@ -377,39 +290,18 @@ impl Net {
     }
 
     /// One step.
-    fn forward(&self, pool: &mut Pool, f: &Flow, phase: Phase, n: usize, wanted: usize) {
-        let isa = self.isa;
-        let step = &Step { isa, phase, n, scratch: &f.scratch };
+    fn forward(&self, pool: &mut Pool, step: &Step<'_>, f: &Flow, head: &HeadFlow) {
+        let eps = self.config.eps;
         for (i, l) in self.layers.iter().enumerate() {
-            self.norm(pool, f, 0, n, &l.attn_norm, &f.attn_in);
-            let to = &f.attention.input;
-            multiply(pool, step, &f.attn_in, [&l.q, &l.k, &l.v], [&to.q, &to.k, &to.v]);
-            f.attention.attend(pool, isa, i);
-            f.att_in.fill(pool, isa, n, |t, cols, out| f.attention.output(isa, t, cols, out));
-            multiply_add(pool, step, &f.att_in, &l.o, &f.x);
-
-            self.norm(pool, f, 0, n, &l.ffn_norm, &f.ffn_in);
-            multiply(pool, step, &f.ffn_in, [&l.gate, &l.up], [&f.gate, &f.up]);
-            {
-                let (gate, up) = (f.gate.read(), f.up.read());
-                f.mid.fill(pool, isa, n, |t, cols, out| {
-                    act::silu_mul(isa, &gate.row(t)[cols.clone()], &up.row(t)[cols], out);
-                });
-            }
-            multiply_add(pool, step, &f.mid, &l.down, &f.x);
+            l.norm_attention(pool, step, eps, f);
+            l.attend(pool, step, f, i);
+            l.add_attention(pool, step, f);
+            l.norm_ffn(pool, step, eps, f);
+            l.gate(pool, step, f);
+            l.add_ffn(pool, step, f);
         }
-        self.norm(pool, f, n - wanted, wanted, &self.norm, &f.head_in);
-        multiply(pool, &Step { n: wanted, ..*step }, &f.head_in, [&self.head], [&f.logits]);
-    }
-
-    /// A stage: norms `n` tokens of the residual stream from the `first` on, and tabulates them. A token's
-    /// factor is worked out anew for each part of it: cheaper than another stage.
-    fn norm(&self, pool: &mut Pool, f: &Flow, first: usize, n: usize, weight: &[f32], out: &Input) {
-        let x = f.x.read();
-        out.fill(pool, self.isa, n, |t, cols, out| {
-            let x = x.row(first + t);
-            let factor = norm::inverse_rms(self.isa, x, self.config.eps);
-            norm::apply(&x[cols.clone()], factor, &weight[cols], out);
-        });
+        let wanted = head.logits.rows();
+        normalize(pool, self.isa, eps, &f.x, step.n - wanted..step.n, &self.norm, &head.input);
+        multiply(pool, &Step { n: wanted, ..*step }, &head.input, [&self.head], [&head.logits]);
     }
 }

@@ -1,0 +1,87 @@
+//! Sums of squares and products of a matrix' inputs: `H = sum over tokens of x x^T`.
+//!
+//! They are what a rounded matrix `Q` is judged by: `tr((Q - W) H (Q - W)^T)` is the squared error of its outputs.
+
+use lutite_kernels::isa::Isa;
+use lutite_kernels::plain::dots_of;
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+
+/// Rows of `H` that are summed up at a time: they and their share of the tokens stay in L2.
+const STRIPE: usize = 48;
+
+/// Sums over tokens; symmetric.
+#[derive(Clone, Debug)]
+pub struct Gram {
+    n: usize,
+    /// `[n][n]`; until [`Gram::finish`] only the upper triangle, and what of the lower falls into its blocks.
+    h: Vec<f32>,
+}
+
+impl Gram {
+    /// No tokens of `n` numbers yet.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn new(n: usize) -> Result<Gram> {
+        let len = n.checked_mul(n).unwrap_or(usize::MAX);
+        Ok(Gram { n, h: zeros(len, "sums of the inputs' products")? })
+    }
+
+    /// Adds tokens, `[tokens][n]`. The sums are of f32, tokens of a call first: hand over some hundred at a time. Their
+    /// bits depend on how tokens are split into calls, and on nothing else.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for something else than whole tokens.
+    pub fn add(&mut self, isa: Isa, x: &[f32]) -> Result<()> {
+        let n = self.n;
+        let tokens = x.len() / n;
+        if tokens * n != x.len() {
+            return Err(Error::Length { what: "inputs", found: x.len(), expected: (tokens + 1) * n });
+        }
+        let mut columns = zeros(x.len(), "inputs")?;
+        columns.par_chunks_exact_mut(tokens).enumerate().for_each(|(j, column)| {
+            column.iter_mut().zip(x[j..].iter().step_by(n)).for_each(|(c, x)| *c = *x);
+        });
+        self.h.par_chunks_mut(STRIPE * n).enumerate().try_for_each(|(i, h)| {
+            let first = i * STRIPE;
+            let some = &columns[first * tokens..(first + h.len() / n) * tokens];
+            dots_of(isa, &columns[first * tokens..], tokens, some, &mut |row, from, sums| {
+                let at = row * n + first + from;
+                h[at..at + sums.len()].iter_mut().zip(sums).for_each(|(h, s)| *h += *s);
+            })
+        })?;
+        Ok(())
+    }
+
+    /// Mirrors the triangle; to be called when all tokens are in.
+    pub fn finish(&mut self) {
+        for i in 1..self.n {
+            let (above, row) = self.h.split_at_mut(i * self.n);
+            for (j, h) in row[..i].iter_mut().enumerate() {
+                *h = above[j * self.n + i];
+            }
+        }
+    }
+
+    /// Numbers of a token.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// `[n][n]`
+    pub fn sums(&self) -> &[f32] {
+        &self.h
+    }
+}
+
+/// `len` zeros.
+pub(crate) fn zeros(len: usize, what: &str) -> Result<Vec<f32>> {
+    let mut out = Vec::new();
+    let size = len.saturating_mul(4) >> 20;
+    out.try_reserve_exact(len)
+        .map_err(|_| Error::Options(format!("{what}: {size} MiB of memory cannot be had")))?;
+    out.resize(len, 0.0);
+    Ok(out)
+}
