@@ -15,6 +15,7 @@ pub mod tokenizer;
 mod verify;
 mod weights;
 
+pub use arch::llama::blocks::{self, Blocks};
 pub use chat::{ChatError, ChatTemplate, Message};
 pub use error::{Error, Result};
 pub use linear::Ahead;

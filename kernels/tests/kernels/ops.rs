@@ -113,7 +113,8 @@ fn norm_and_plain_products_on_odd_lengths() {
                     let row = &bytes[r * n * ty.bytes()..(r + 1) * n * ty.bytes()];
                     let mut alone = [0.0];
                     let x = &xs[t * n..(t + 1) * n];
-                    plain::gemm(Isa::detect(), ty, row, n, x, &mut |_, _, v| alone.copy_from_slice(v)).unwrap();
+                    plain::gemm(Isa::detect(), ty, row, n, x, &mut |_, _, v| alone.copy_from_slice(v))
+                        .unwrap();
                     assert_eq!(alone[0].to_bits(), got[t * 5 + r].to_bits());
                     let exact: f64 = (0..n).map(|i| f64::from(w[r * n + i]) * f64::from(xs[t * n + i])).sum();
                     close(got[t * 5 + r], exact, 1e-5, 1e-5);

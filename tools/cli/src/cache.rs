@@ -13,7 +13,7 @@ use crate::load::{self, Source};
 use crate::ui::{self, Progress, Quit};
 use crate::{interrupt, lock, places};
 use anyhow::Context;
-use lutite_quant::{Imatrix, PackJob, Plan, pack_in_memory, pack_to_file};
+use lutite_quant::{Fits, Imatrix, PackJob, Plan, pack_in_memory, pack_to_file};
 use lutite_runtime::os::map::Map;
 use lutite_runtime::os::memory;
 use lutite_runtime::store::{Bytes, Gguf, ModelFile};
@@ -46,6 +46,7 @@ pub(crate) fn packed(source: &Source, how: &load::Packing) -> anyhow::Result<Byt
         gguf: &gguf,
         hash,
         imatrix: None,
+        fits: None,
         measure: how.measure.then_some(&source.file),
         threads,
         way_out: WAY_OUT,
@@ -113,6 +114,8 @@ pub(crate) struct Packing<'a> {
     pub(crate) hash: u64,
     /// Importance of columns, for fitted matrices.
     pub(crate) imatrix: Option<&'a Imatrix>,
+    /// Matrices that were fitted beforehand.
+    pub(crate) fits: Option<&'a Fits>,
     /// The source, to measure against what fitted planes lost.
     pub(crate) measure: Option<&'a ModelFile>,
     /// Threads to compute on.
@@ -158,6 +161,7 @@ pub(crate) fn pack(p: &Packing<'_>, plan: &Plan<'_>, path: Option<&Path>) -> any
         source: p.gguf,
         source_hash: p.hash,
         imatrix: p.imatrix,
+        fits: p.fits,
         measure: if p.measure.is_some() { Some(&measure) } else { None },
         threads: p.threads,
         progress: &progress,

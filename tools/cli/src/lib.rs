@@ -7,6 +7,7 @@
 pub mod args;
 mod bandwidth;
 mod cache;
+mod calib;
 pub mod catalog;
 mod cmd;
 mod folder;

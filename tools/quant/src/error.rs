@@ -23,6 +23,17 @@ pub enum Error {
         /// What is wrong, and what to do.
         why: String,
     },
+    /// A model that cannot be read or taken apart.
+    #[error(transparent)]
+    Model(#[from] lutite_models::Error),
+    /// A file of the work folder.
+    #[error("work folder, {}: {why}", path.display())]
+    Work {
+        /// The file or folder.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// The caller asked to stop; nothing was left behind.
     #[error("interrupted; nothing was written")]
     Interrupted,

@@ -1,8 +1,8 @@
 //! Stage A: import that rounds nothing. A type's own codes stay codes, its scales (and minima) become the
 //! parameters as they are.
 
-use crate::pack::TileOut;
 use crate::plan::Job;
+use crate::tile::TileOut;
 use half::f16;
 use lutite_kernels::ggml::{superblock_format, superblock_row, uniform_row};
 use lutite_kernels::pack::ParamKind;

@@ -1,8 +1,9 @@
-//! Weight compression to bit planes: exact import of uniform formats (stage A) and alternating least
-//! squares (stage B). See `docs/design.md` and `docs/format.md`.
+//! Weight compression to bit planes: exact import of uniform formats (stage A), alternating least squares (stage B), and
+//! fitting to the inputs that matrices get (stage C). See `docs/design.md` and `docs/format.md`.
 #![forbid(unsafe_code)]
 
 pub mod als;
+pub mod calibrate;
 pub mod cd;
 mod error;
 mod exact;
@@ -11,7 +12,9 @@ pub mod imatrix;
 mod loss;
 mod pack;
 mod plan;
+mod tile;
 
+pub use calibrate::{CalibrateJob, Fits, HlqCd, calibrate};
 pub use error::{Error, Result};
 pub use imatrix::Imatrix;
 pub use loss::Loss;

@@ -1,19 +1,18 @@
 //! Turns a planned model into a packed file, one tensor at a time.
 
 use crate::als::{FitSpec, fit_rows};
+use crate::calibrate::Fits;
 use crate::error::{Error, Result};
 use crate::exact;
 use crate::imatrix::Imatrix;
 use crate::loss::Loss;
 use crate::plan::{Job, Plan, Step};
+use crate::tile;
 use lutite_kernels::ggml::dequantize_row;
-use lutite_kernels::pack::p32::TILE_ROWS;
-use lutite_kernels::pack::{c32, p32};
 use lutite_runtime::store::{
-    ARCH_PREFIX, Bytes, FORMAT_VERSION, Gguf, GgufStream, GgufWriter, announce_checksums, layout_tag,
-    seal_checksums,
+    ARCH_PREFIX, Bytes, FORMAT_VERSION, Gguf, GgufStream, GgufWriter, PackedInfo, announce_checksums,
+    layout_tag, seal_checksums,
 };
-use rayon::prelude::*;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use xxhash_rust::xxh3::xxh3_64;
@@ -26,6 +25,8 @@ pub struct PackJob<'a> {
     pub source_hash: u64,
     /// Importance of input columns, for fitted matrices.
     pub imatrix: Option<&'a Imatrix>,
+    /// Matrices that were fitted beforehand; the others are fitted by their weights alone.
+    pub fits: Option<&'a Fits>,
     /// Threads to compute on.
     pub threads: usize,
     /// Called with the packed file, whole but for its name, if any matrix was fitted: says what that lost, for the
@@ -67,7 +68,9 @@ fn header(plan: &Plan<'_>, job: &PackJob<'_>) -> Result<(GgufWriter, usize)> {
     }
     w.set("lutite.version", FORMAT_VERSION)?;
     w.set("lutite.layout", layout_tag())?;
-    w.set("lutite.quantizer", format!("lutite {} {}", env!("CARGO_PKG_VERSION"), plan.options.tag()))?;
+    let method = job.fits.map_or(String::new(), |f| format!("-{}", f.method()));
+    let tag = plan.options.tag() + &method;
+    w.set("lutite.quantizer", format!("lutite {} {tag}", env!("CARGO_PKG_VERSION")))?;
     w.set("lutite.source.xxh3", job.source_hash)?;
     if plan.fitted() > 0 {
         Loss::announce(&mut w)?;
@@ -115,8 +118,17 @@ fn run(plan: &Plan<'_>, job: &PackJob<'_>, mut out: GgufStream, count: usize) ->
                 advance(data.len() as u64);
             }
             Step::Pack(j) => {
-                let importance = importance(j, job.imatrix)?;
-                let parts = pool.install(|| matrix(j, importance, &advance, job.cancel))?;
+                let fitted = job.fits.filter(|_| !j.exact).map(|f| f.tensors(&j.info)).transpose()?.flatten();
+                let parts = match fitted {
+                    Some(parts) => {
+                        advance(j.source.data.len() as u64);
+                        parts
+                    }
+                    None => {
+                        let importance = importance(j, job.imatrix)?;
+                        pool.install(|| matrix(j, importance, &advance, job.cancel))?
+                    }
+                };
                 for ((name, _, _), data) in j.info.tensors().iter().zip(&parts) {
                     out.tensor(name, data)?;
                     sums.push(xxh3_64(data));
@@ -150,53 +162,15 @@ fn importance<'m>(j: &Job<'_>, imatrix: Option<&'m Imatrix>) -> Result<Option<&'
     }
 }
 
-/// Stage B for one tile whose first row is `first`: fits `w`, writes the parameters, returns the codes.
-fn fitted(
-    j: &Job<'_>,
-    first: usize,
-    w: &[f32],
-    importance: Option<&[f32]>,
-    out: &mut TileOut<'_>,
-) -> Result<Vec<u8>> {
-    let i = &j.info;
-    let spec = FitSpec { planes: i.planes, group: i.group, kind: i.kind, iterations: ITERATIONS };
-    let fit = fit_rows(w, i.shape.cols, importance, &spec).map_err(|e| match e {
-        Error::Weight { row, col, value, limit } => Error::Weight { row: row + first, col, value, limit },
-        other => other,
-    });
-    let fit = fit.map_err(|e| Error::Tensor { name: j.source.name.to_owned(), why: e.to_string() })?;
-    // Both kinds go from [row][...] to [...][row]: a tile's 32 rows lie side by side.
-    let bytes = i.kind.coefficient_bytes();
-    let per_row = i.shape.groups(i.group) * spec.coefficients() * bytes;
-    for (r, row) in fit.params.chunks_exact(per_row).enumerate() {
-        for (k, value) in row.chunks_exact(bytes).enumerate() {
-            let at = (k * TILE_ROWS + r) * bytes;
-            out.params[at..at + bytes].copy_from_slice(value);
-        }
-    }
-    for (r, row) in fit.row_scales.chunks_exact(spec.coefficients()).enumerate() {
-        for (k, value) in row.iter().enumerate() {
-            let at = (k * TILE_ROWS + r) * 2;
-            out.row_scales[at..at + 2].copy_from_slice(&value.to_le_bytes());
-        }
-    }
-    Ok(fit.codes)
-}
-
 /// Most refits of a group; few need as many.
 const ITERATIONS: usize = 20;
 
-/// One tile of every tensor of a matrix.
-pub(crate) struct TileOut<'a> {
-    /// One tile of each plane or field.
-    pub(crate) parts: Vec<&'a mut [u8]>,
-    /// `[group][coefficient][32]`.
-    pub(crate) params: &'a mut [u8],
-    /// `[coefficient][32]`, or empty.
-    pub(crate) row_scales: &'a mut [u8],
+/// How a matrix of planes is fitted.
+pub(crate) fn spec(i: &PackedInfo) -> FitSpec {
+    FitSpec { planes: i.planes, group: i.group, kind: i.kind, iterations: ITERATIONS }
 }
 
-/// Packs one matrix: planes or fields, parameters and row scales (if any), in the order of `PackedInfo::tensors`.
+/// Packs one matrix by its own weights alone: exactly, or fitted by alternating least squares.
 fn matrix(
     j: &Job<'_>,
     importance: Option<&[f32]>,
@@ -204,58 +178,27 @@ fn matrix(
     cancel: &AtomicBool,
 ) -> Result<Vec<Vec<u8>>> {
     let i = &j.info;
-    let too_large = || Error::Tensor { name: i.name.clone(), why: "is larger than the address space".into() };
-    let part = |width: &usize| Ok(vec![0u8; i.kind.part_bytes(i.shape, *width).ok_or_else(too_large)?]);
-    let set_bytes = i.kind.set_bytes(i.shape, i.planes, i.group).ok_or_else(too_large)?;
-    let scale_bytes = i.kind.row_scale_bytes(i.shape, i.planes);
-    let mut parts = i.kind.widths(i.planes).iter().map(part).collect::<Result<Vec<_>>>()?;
-    let mut params = vec![0u8; set_bytes];
-    let mut row_scales = vec![0u8; scale_bytes];
-
-    let tiles = i.shape.tiles();
-    let mut outs: Vec<TileOut<'_>> = params
-        .chunks_exact_mut((set_bytes / tiles).max(1))
-        .map(|params| TileOut { parts: Vec::with_capacity(i.planes), params, row_scales: &mut [] })
-        .collect();
-    for part in &mut parts {
-        let bytes = part.len() / tiles;
-        for (out, tile) in outs.iter_mut().zip(part.chunks_exact_mut(bytes)) {
-            out.parts.push(tile);
-        }
-    }
-    if scale_bytes > 0 {
-        for (out, scales) in outs.iter_mut().zip(row_scales.chunks_exact_mut(scale_bytes / tiles)) {
-            out.row_scales = scales;
-        }
-    }
-
-    let rows_of = |tile: usize| tile * TILE_ROWS..((tile + 1) * TILE_ROWS).min(i.shape.rows);
-    outs.into_par_iter().enumerate().try_for_each(|(tile, mut out)| {
+    tile::pack(i, |rows, out| {
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
-        let rows = rows_of(tile);
         let bytes = &*j.source.row_bytes(rows.clone());
         let failed = |why: String| Error::Tensor { name: j.source.name.to_owned(), why };
         let codes = if j.exact {
-            exact::tile(j, bytes, &mut out).map_err(failed)?
+            exact::tile(j, bytes, out).map_err(failed)?
         } else {
             let mut w = vec![0.0; rows.len() * i.shape.cols];
             dequantize_row(j.source.ty, bytes, &mut w).map_err(|e| failed(e.to_string()))?;
-            fitted(j, rows.start, &w, importance, &mut out)?
+            let fit = fit_rows(&w, i.shape.cols, importance, &spec(i)).map_err(|e| match e {
+                Error::Weight { row, col, value, limit } => {
+                    failed(Error::Weight { row: row + rows.start, col, value, limit }.to_string())
+                }
+                e => failed(e.to_string()),
+            })?;
+            tile::put_params(i, &fit.params, &fit.row_scales, out);
+            fit.codes
         };
-        if i.kind.is_uniform() {
-            c32::pack_tile(i.shape, &codes, i.planes, &mut out.parts)?;
-        } else {
-            p32::pack_tile(i.shape, &codes, &mut out.parts)?;
-        }
         advance(bytes.len() as u64);
-        Ok(())
-    })?;
-
-    parts.push(params);
-    if scale_bytes > 0 {
-        parts.push(row_scales);
-    }
-    Ok(parts)
+        Ok(codes)
+    })
 }

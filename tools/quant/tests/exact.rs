@@ -18,6 +18,7 @@ fn pack(source: &[u8], threads: usize) -> lutite_quant::Result<Vec<u8>> {
         source: &gguf,
         source_hash: 1,
         imatrix: None,
+        fits: None,
         measure: None,
         threads,
         progress: &|_, _| {},

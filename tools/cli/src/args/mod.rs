@@ -14,8 +14,8 @@ mod verbs;
 pub use shared::{Bits, CacheType, EngineArgs, Limit, ModelArgs, SamplingArgs, Seed};
 pub use verbs::{
     BenchArgs, BenchFormat, ChatArgs, DoctorArgs, InspectArgs, KernelPath, KlArgs, ListArgs, ListFormat,
-    Params, PerplexityArgs, Protocol, PullArgs, QuantizeArgs, RmArgs, RunArgs, Synthetic, TalkArgs, TextArgs,
-    VerifyArgs,
+    Method, Params, PerplexityArgs, Protocol, PullArgs, QuantizeArgs, RmArgs, RunArgs, Synthetic, TalkArgs,
+    TextArgs, VerifyArgs,
 };
 
 use crate::places;

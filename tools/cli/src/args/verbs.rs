@@ -153,7 +153,19 @@ pub struct QuantizeArgs {
     /// Bit planes of the output layer [default: the source's own if it is quantized, else --bits, 4 at least]
     #[arg(long, value_name = "BITS")]
     pub head_bits: Option<Bits>,
-    /// Importance of inputs, as llama-imatrix writes it
+    /// How planes are fitted [default: cd for 1 to 3 bits, als for more]
+    #[arg(long, value_name = "METHOD")]
+    pub method: Option<Method>,
+    /// Text to calibrate with [default: what the model itself writes]
+    #[arg(long, value_name = "FILE")]
+    pub calib: Option<PathBuf>,
+    /// Tokens to calibrate with
+    #[arg(long, value_name = "N", default_value = "8192")]
+    pub calib_tokens: NonZeroU32,
+    /// Folder for what is finished, to go on after an interruption [default: OUT.work]
+    #[arg(long, value_name = "DIR")]
+    pub work: Option<PathBuf>,
+    /// Importance of inputs for als, as llama-imatrix writes it
     #[arg(long, value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
     /// Do not measure what fewer bits lost
@@ -166,6 +178,15 @@ pub struct QuantizeArgs {
 
 fn group_parser() -> impl TypedValueParser<Value = u32> {
     PossibleValuesParser::new(["32", "64", "128", "256"]).try_map(|text| text.parse::<u32>())
+}
+
+/// How planes are fitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Method {
+    /// Alternating least squares on the weights alone: seconds.
+    Als,
+    /// Coordinate descent on the errors of outputs, with text: minutes, and much better below 4 bits.
+    Cd,
 }
 
 /// How the scales of a group are stored.

@@ -1,13 +1,18 @@
 //! `lutite quantize`: a packed file under a name of one's own.
 
-use crate::args::{Params, QuantizeArgs};
+use crate::args::{Method, Params, QuantizeArgs};
 use crate::cache::{self, Packing};
 use crate::judge::loss;
-use crate::{load, ui};
+use crate::load::Source;
+use crate::ui::{Progress, Quit};
+use crate::{calib, interrupt, load, ui};
 use anyhow::Context;
+use lutite_kernels::isa::Isa;
 use lutite_kernels::pack::ParamKind;
-use lutite_quant::{Imatrix, PackOptions, Plan};
+use lutite_quant::{Bits, CalibrateJob, Fits, HlqCd, Imatrix, PackOptions, Plan};
 use lutite_runtime::os::map::Map;
+use std::path::Path;
+use std::sync::Mutex;
 use std::time::Instant;
 
 pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
@@ -37,16 +42,35 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     let plan =
         Plan::new(&gguf, &options).with_context(|| format!("cannot pack {}", source.path.display()))?;
     let start = Instant::now();
+    let hash = cache::hash(&source.file)?;
+    let method = args.method.unwrap_or(match options.bits {
+        Bits::Planes(1..=3) if imatrix.is_none() => Method::Cd,
+        _ => Method::Als,
+    });
+    let work = args.work.clone().unwrap_or_else(|| {
+        let mut name = args.out_file.clone().into_os_string();
+        name.push(".work");
+        name.into()
+    });
+    let fits = match method {
+        Method::Cd if plan.fitted() > 0 => Some(fit(args, &source, &plan, hash, &work)?),
+        _ => None,
+    };
     let packing = Packing {
         source: &source.path,
         gguf: &gguf,
-        hash: cache::hash(&source.file)?,
+        hash,
         imatrix: imatrix.as_ref(),
+        fits: fits.as_ref(),
         measure: (!args.no_measure).then_some(&source.file),
         threads: load::threads(args.threads),
         way_out: "name another place with -o",
     };
     cache::pack(&packing, &plan, Some(&args.out_file))?;
+    if fits.is_some() {
+        // The result is whole; what stays of the folder is a waste of space and no harm.
+        let _ = lutite_quant::calibrate::forget(&work);
+    }
     ui::note(format_args!(
         "{}: {} from {}, {:.3} bits per weight, in {:.1} s",
         args.out_file.display(),
@@ -56,4 +80,50 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
         start.elapsed().as_secs_f64(),
     ));
     loss::tell(&load::at(args.out_file.clone())?)
+}
+
+/// Fits with the inputs that matrices get from a text.
+fn fit(
+    args: &QuantizeArgs,
+    source: &Source,
+    plan: &Plan<'_>,
+    hash: u64,
+    work: &Path,
+) -> anyhow::Result<Fits> {
+    let threads = load::threads(args.threads);
+    let sequences =
+        calib::sequences(source, args.calib.as_deref(), args.calib_tokens.get() as usize, threads)?;
+    let tokens: usize = sequences.iter().map(Vec::len).sum();
+    let label = format!("fitting with {tokens} tokens (weights)");
+    let bar = Mutex::new(None);
+    let progress = |done: u64, total: u64| {
+        if let Ok(mut bar) = bar.lock() {
+            bar.get_or_insert_with(|| Progress::bytes(&label, total)).set(done);
+        }
+    };
+    let fits = lutite_quant::calibrate(
+        plan,
+        &CalibrateJob {
+            source: &load::gguf(source)?,
+            file: &source.file,
+            name: &format!("{hash:016x}"),
+            sequences: &sequences,
+            method: &HlqCd,
+            folder: work,
+            isa: Isa::from_env()?,
+            threads,
+            progress: &progress,
+            cancel: interrupt::flag(),
+        },
+    );
+    fits.map_err(|e| match e {
+        lutite_quant::Error::Interrupted => {
+            ui::note(format_args!(
+                "what is finished is kept in {}; the same command goes on there",
+                work.display()
+            ));
+            Quit::Interrupted.into()
+        }
+        e => anyhow::Error::new(e).context(format!("cannot fit {}", source.path.display())),
+    })
 }

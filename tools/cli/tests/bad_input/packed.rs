@@ -19,6 +19,7 @@ fn packed() -> Vec<u8> {
         source: &gguf,
         source_hash: 1,
         imatrix: None,
+        fits: None,
         measure: None,
         threads: 1,
         progress: &|_, _| {},

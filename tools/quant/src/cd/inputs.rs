@@ -62,7 +62,8 @@ pub(crate) struct Span {
 
 impl Span {
     fn new(at: Range<usize>, index: usize, h: &[f32], upper: &[f32], n: usize) -> Span {
-        let block = |m: &[f32]| at.clone().flat_map(|i| m[i * n..][at.clone()].to_vec()).collect::<Vec<f32>>();
+        let block =
+            |m: &[f32]| at.clone().flat_map(|i| m[i * n..][at.clone()].to_vec()).collect::<Vec<f32>>();
         let (g, h, u) = (at.len(), block(h), block(upper));
         let diagonal: Vec<f32> = (0..g).map(|j| u[j * g + j]).collect();
         let (mut conditional, mut feedback) = (vec![0.0; g * g], vec![0.0; g * g]);
@@ -139,7 +140,8 @@ fn factor(isa: Isa, h: &[f32], n: usize) -> Result<Option<Vec<f32>>> {
         let width = PANEL.min(n - b);
         // What the columns before say of these ones.
         if b > 0 {
-            let panel: Vec<f32> = l[b * n..(b + width) * n].chunks_exact(n).flat_map(|r| r[..b].to_vec()).collect();
+            let panel: Vec<f32> =
+                l[b * n..(b + width) * n].chunks_exact(n).flat_map(|r| r[..b].to_vec()).collect();
             l[b * n..].par_chunks_mut(PANEL * n).try_for_each(|rows| {
                 let x: Vec<f32> = rows.chunks_exact(n).flat_map(|r| r[..b].to_vec()).collect();
                 dots_of(isa, &panel, b, &x, &mut |row, from, sums| {
@@ -151,7 +153,8 @@ fn factor(isa: Isa, h: &[f32], n: usize) -> Result<Option<Vec<f32>>> {
         let (top, below) = l[b * n..].split_at_mut(width * n);
         for i in 0..width {
             for j in 0..=i {
-                let sum: f64 = (0..j).map(|k| f64::from(top[i * n + b + k]) * f64::from(top[j * n + b + k])).sum();
+                let sum: f64 =
+                    (0..j).map(|k| f64::from(top[i * n + b + k]) * f64::from(top[j * n + b + k])).sum();
                 let v = f64::from(top[i * n + b + j]) - sum;
                 if i > j {
                     top[i * n + b + j] = (v / f64::from(top[j * n + b + j])) as f32;
@@ -189,10 +192,12 @@ mod tests {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (state >> 40) as f32 / (1 << 23) as f32 - 1.0
         };
-        let x: Vec<f32> = (0..tokens).flat_map(|_| {
-            let common = random();
-            (0..n).map(|j| common + random() * (1.0 + j as f32 / 7.0)).collect::<Vec<_>>()
-        }).collect();
+        let x: Vec<f32> = (0..tokens)
+            .flat_map(|_| {
+                let common = random();
+                (0..n).map(|j| common + random() * (1.0 + j as f32 / 7.0)).collect::<Vec<_>>()
+            })
+            .collect();
         let mut gram = Gram::new(n).unwrap();
         x.chunks(n * 16).for_each(|x| gram.add(Isa::detect(), x).unwrap());
         gram.finish();

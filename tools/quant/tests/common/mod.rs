@@ -35,6 +35,7 @@ pub(crate) fn pack(source: &Bytes, options: &PackOptions) -> Bytes {
         source: &gguf,
         source_hash: 0,
         imatrix: None,
+        fits: None,
         measure: None,
         threads: 2,
         progress: &|_, _| {},

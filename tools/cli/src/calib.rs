@@ -1,0 +1,118 @@
+//! Text to calibrate with: a person's own, or what the model itself writes.
+//!
+//! A model's own samples are text as it expects it, in its languages and on its subjects: no corpus has to be shipped or
+//! chosen, and no licence asked for (LLM-QAT, arXiv 2305.17888).
+
+use crate::load::{self, Packing, Source};
+use crate::ui::Progress;
+use crate::{interrupt, ui};
+use anyhow::Context;
+use lutite_models::OpenOptions;
+use lutite_runtime::decode::{Decoder, Logits, Phase};
+use lutite_runtime::sample::{Sampler, SamplerConfig};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Tokens of a sequence.
+const LENGTH: usize = 512;
+
+/// About `tokens` tokens in sequences.
+pub(crate) fn sequences(
+    source: &Source,
+    text: Option<&Path>,
+    tokens: usize,
+    threads: usize,
+) -> anyhow::Result<Vec<Vec<u32>>> {
+    match text {
+        Some(file) => of_text(source, file, tokens),
+        None => sampled(source, tokens, threads),
+    }
+}
+
+/// Parts of a text that are spread evenly over it.
+fn of_text(source: &Source, file: &Path, tokens: usize) -> anyhow::Result<Vec<Vec<u32>>> {
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("cannot read the text {}", file.display()))?;
+    let tokenizer = load::tokenizer(source)?;
+    let all = tokenizer.encode(&text, false, false);
+    let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+    let length = LENGTH - usize::from(bos.is_some());
+    let count = tokens.div_ceil(LENGTH).min(all.len() / length);
+    if count < tokens.div_ceil(LENGTH) {
+        let (found, file) = (all.len(), file.display());
+        ui::warn(format_args!("{file} has {found} tokens only; {tokens} were asked for (--calib-tokens)"));
+    }
+    anyhow::ensure!(count > 0, "{} has less than {length} tokens; calibrate with more text", file.display());
+    let part = |i: usize| {
+        let at = i * (all.len() - length) / count.max(2).saturating_sub(1).max(1);
+        bos.into_iter().chain(all[at.min(all.len() - length)..][..length].iter().copied()).collect()
+    };
+    Ok((0..count).map(part).collect())
+}
+
+/// What the model writes, from random first tokens on. A sequence depends on its number only, so that threads may share the
+/// work.
+fn sampled(source: &Source, tokens: usize, threads: usize) -> anyhow::Result<Vec<Vec<u32>>> {
+    let packed = Source {
+        path: source.path.clone(),
+        files: source.files.clone(),
+        file: source.file.clone(),
+        ..*source
+    };
+    let packed = load::pack(packed, &Packing::exact(threads, false))?;
+    let tokenizer = load::tokenizer(source)?;
+    let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+    let count = tokens.div_ceil(LENGTH);
+    let bar = Mutex::new(Progress::bytes("sampling text from the model (tokens)", (count * LENGTH) as u64));
+    let (next, written) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let work = || -> anyhow::Result<Vec<(usize, Vec<u32>)>> {
+        let options = OpenOptions {
+            workers: 1,
+            context: Some(LENGTH),
+            batch: 1,
+            ..OpenOptions::new(lutite_kernels::isa::Isa::from_env()?)
+        };
+        let mut model = load::model(&packed, &options)?;
+        let mut done = Vec::new();
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= count {
+                return Ok(done);
+            }
+            let config = SamplerConfig {
+                temperature: 1.0,
+                top_k: 0,
+                top_p: 1.0,
+                min_p: 0.0,
+                seed: i as u64,
+                ..SamplerConfig::default()
+            };
+            let mut sampler = Sampler::new(config)?;
+            model.rewind(0);
+            let mut sequence: Vec<u32> = bos.into_iter().collect();
+            if sequence.is_empty() {
+                sequence.push((i * 7919 % model.vocab()) as u32);
+            }
+            for position in 0..LENGTH - 1 {
+                interrupt::check(interrupt::flag())?;
+                let Some(token) = sequence.get(position).copied() else { break };
+                let logits = model.step(&[token], Phase::Answer, Logits::Last)?;
+                sequence.push(sampler.sample(logits, position as u64 + 1)?);
+            }
+            let written = written.fetch_add(LENGTH, Ordering::Relaxed) + LENGTH;
+            if let Ok(mut bar) = bar.lock() {
+                bar.set(written as u64);
+            }
+            done.push((i, sequence));
+        }
+    };
+    let mut all = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
+        let ended = threads.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+        ended.collect::<anyhow::Result<Vec<_>>>()
+    })?
+    .concat();
+    all.sort_unstable_by_key(|(i, _)| *i);
+    Ok(all.into_iter().map(|(_, sequence)| sequence).collect())
+}

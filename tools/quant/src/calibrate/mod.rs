@@ -1,0 +1,307 @@
+//! Fitting with the inputs that matrices really get, one layer at a time (stage C).
+//!
+//! Sequences of tokens flow through the model. Layer by layer, and within a layer by groups of matrices that share an
+//! input: sums over what flows in ([`Gram`]), then the group's matrices are fitted to it and take part as they were fitted,
+//! so that all later ones see the errors of all earlier ones and can make up for them. One layer is in memory at a time; what
+//! flows between layers lies in files, and finished layers are kept ([`journal`]), so that a calibration that was killed goes
+//! on where it was, to the same bytes.
+
+mod journal;
+mod stream;
+
+pub use journal::Fits;
+
+use crate::als::FitSpec;
+use crate::cd::{self, Calibrated, Inputs};
+use crate::error::{Error, Result};
+use crate::gram::{Gram, zeros};
+use crate::pack::spec;
+use crate::plan::{Job, Plan, Step};
+use crate::tile;
+use journal::{Finished, Journal};
+use lutite_kernels::isa::Isa;
+use lutite_kernels::pack::Packed;
+use lutite_models::Blocks;
+use lutite_models::blocks::{END, GROUPS, PART};
+use lutite_runtime::store::{Gguf, ModelFile, PackedInfo};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use stream::Stream;
+
+/// A matrix that is to be fitted.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// `[rows][n]`
+    pub w: &'a [f32],
+    /// What it becomes.
+    pub spec: FitSpec,
+}
+
+/// A way to fit matrices to their inputs.
+pub trait Method: Sync {
+    /// Its name and settings: two methods of one name make the same bytes.
+    fn name(&self) -> String;
+
+    /// Fits matrices that share their inputs. May use rayon's threads, and must not depend on how many there are.
+    ///
+    /// # Errors
+    /// Weights or inputs that cannot be fitted.
+    fn fit(&self, isa: Isa, gram: &Gram, targets: &[Target<'_>]) -> Result<Vec<Calibrated>>;
+}
+
+/// [`cd`]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HlqCd;
+
+impl Method for HlqCd {
+    fn name(&self) -> String {
+        "cd".into()
+    }
+
+    fn fit(&self, isa: Isa, gram: &Gram, targets: &[Target<'_>]) -> Result<Vec<Calibrated>> {
+        let mut inputs: Vec<(usize, Inputs)> = Vec::new();
+        let fit = |t: &Target<'_>| {
+            let found = inputs.iter().position(|(group, _)| *group == t.spec.group);
+            let at = match found {
+                Some(at) => at,
+                None => {
+                    inputs.push((t.spec.group, Inputs::new(isa, gram, t.spec.group)?));
+                    inputs.len() - 1
+                }
+            };
+            cd::fit(isa, t.w, &inputs[at].1, &t.spec)
+        };
+        targets.iter().map(fit).collect()
+    }
+}
+
+/// What accompanies a calibration.
+pub struct CalibrateJob<'a> {
+    /// The source, parsed, and its bytes.
+    pub source: &'a Gguf<'a>,
+    /// See `source`.
+    pub file: &'a ModelFile,
+    /// What the source and the text are, in a line: another line is another job.
+    pub name: &'a str,
+    /// Sequences of tokens, none of them empty.
+    pub sequences: &'a [Vec<u32>],
+    /// How to fit.
+    pub method: &'a dyn Method,
+    /// Where to keep what is finished.
+    pub folder: &'a Path,
+    /// Instruction set.
+    pub isa: Isa,
+    /// Threads to compute on.
+    pub threads: usize,
+    /// Called with weights done and in all.
+    pub progress: &'a (dyn Fn(u64, u64) + Sync),
+    /// Set from elsewhere to stop; what is finished stays.
+    pub cancel: &'a AtomicBool,
+}
+
+/// Fits all matrices of layers that the plan wants fitted.
+///
+/// # Errors
+/// A model that cannot be read, a work folder that cannot be written; [`Error::Interrupted`].
+pub fn calibrate(plan: &Plan<'_>, job: &CalibrateJob<'_>) -> Result<Fits> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(job.threads)
+        .build()
+        .map_err(|e| Error::Options(format!("cannot start {} threads: {e}", job.threads)))?;
+    pool.install(|| Run::new(plan, job)?.run())
+}
+
+/// Removes what a calibration kept in its folder.
+///
+/// # Errors
+/// A file that cannot be removed.
+pub fn forget(folder: &Path) -> Result<()> {
+    Journal::at(folder).remove()
+}
+
+struct Run<'a> {
+    plan: &'a Plan<'a>,
+    job: &'a CalibrateJob<'a>,
+    blocks: Blocks<'a>,
+    journal: Journal,
+    done: u64,
+    total: u64,
+}
+
+impl<'a> Run<'a> {
+    fn new(plan: &'a Plan<'a>, job: &'a CalibrateJob<'a>) -> Result<Run<'a>> {
+        let context = job.sequences.iter().map(Vec::len).max().unwrap_or(0);
+        if job.sequences.iter().any(Vec::is_empty) || context == 0 {
+            return Err(Error::Options("no text to calibrate with; name one with --calib".into()));
+        }
+        let blocks = Blocks::new(job.source, job.file, job.isa, job.threads, context)?;
+        let mut tokens = xxhash_rust::xxh3::Xxh3::new();
+        for sequence in job.sequences {
+            tokens.update(&(sequence.len() as u64).to_le_bytes());
+            sequence.iter().for_each(|t| tokens.update(&t.to_le_bytes()));
+        }
+        let name = format!(
+            "{} {} {} {} {:016x}\n",
+            env!("CARGO_PKG_VERSION"),
+            job.method.name(),
+            plan.options.tag(),
+            job.name,
+            tokens.digest()
+        );
+        let journal = Journal::open(job.folder, &name)?;
+        let weights = |j: &Job<'_>| (j.info.shape.rows * j.info.shape.cols) as u64;
+        let total = fitted(plan).map(weights).sum();
+        Ok(Run { plan, job, blocks, journal, done: 0, total })
+    }
+
+    fn run(mut self) -> Result<Fits> {
+        let layers = self.blocks.config().layers;
+        let dim = self.blocks.config().dim;
+        let mut fits = self.journal.finished(layers, dim)?;
+        fits.method = self.job.method.name();
+        let first = fits.layers();
+        if first == 0 {
+            self.embed()?;
+        }
+        for layer in 0..layers {
+            if layer < first {
+                let names = GROUPS.concat().into_iter().map(|part| name(layer, part));
+                let jobs = names.filter_map(|name| find(self.plan, &name));
+                self.done += jobs.map(|j| (j.info.shape.rows * j.info.shape.cols) as u64).sum::<u64>();
+                continue;
+            }
+            self.blocks.load(layer)?;
+            let mut finished = Vec::new();
+            for group in 0..GROUPS.len() {
+                self.group(layer, group, &mut finished)?;
+            }
+            let next = self.flow(layer, END, None)?;
+            self.journal.finish(layer, &finished, next, &mut fits)?;
+        }
+        Ok(fits)
+    }
+
+    /// Writes the input of layer 0.
+    fn embed(&self) -> Result<()> {
+        let dim = self.blocks.config().dim;
+        let mut x = Stream::create(&self.journal.input(0), dim)?;
+        let mut first = 0;
+        for tokens in self.job.sequences {
+            let mut rows = vec![0.0; tokens.len() * dim];
+            self.blocks.embed(tokens, &mut rows)?;
+            x.write(first, &rows)?;
+            first += tokens.len();
+        }
+        x.sync()
+    }
+
+    /// Takes all sequences to the input of `group`, which is added to `gram`; or to the end of the layer, which is
+    /// synced and whose hash is returned.
+    fn flow(&mut self, layer: usize, group: usize, mut gram: Option<&mut Gram>) -> Result<u64> {
+        let (dim, width, aux_width) =
+            (self.blocks.config().dim, self.blocks.width(group), self.blocks.aux_width());
+        let (input, output) = (self.journal.input(layer), self.journal.input(layer + 1));
+        let (work, aux) = (self.journal.path("work"), self.journal.path("aux"));
+        // Only the second half of a layer changes `x`, and not in place.
+        let mut from = Stream::open(if group <= 2 { &input } else { &work }, dim)?;
+        let mut to = match group {
+            2 => Some(Stream::create(&work, dim)?),
+            END => Some(Stream::create(&output, dim)?),
+            _ => None,
+        };
+        let mut aux = match group {
+            0 => None,
+            1 | 3 => Some(Stream::create(&aux, aux_width)?),
+            _ => Some(Stream::open(&aux, aux_width)?),
+        };
+        let mut first = 0;
+        for tokens in self.job.sequences {
+            if self.job.cancel.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            let n = tokens.len();
+            let (mut x, mut carried) = (vec![0.0; n * dim], vec![0.0; n * aux_width]);
+            from.read(first, &mut x)?;
+            if let Some(aux) = aux.as_mut().filter(|_| matches!(group, 2 | END)) {
+                aux.read(first, &mut carried)?;
+            }
+            let mut inputs = zeros(n * width, "inputs")?;
+            let parts = x.chunks_mut(PART * dim).zip(carried.chunks_mut(PART * aux_width));
+            for (i, (x, carried)) in parts.enumerate() {
+                let seen = self.blocks.advance(group, i * PART, x, carried);
+                inputs[i * PART * width..][..seen.len()].copy_from_slice(seen);
+            }
+            if let Some(gram) = &mut gram {
+                gram.add(self.job.isa, &inputs)?;
+            }
+            if let Some(to) = &mut to {
+                to.write(first, &x)?;
+            }
+            if let Some(aux) = aux.as_mut().filter(|_| matches!(group, 1 | 3)) {
+                aux.write(first, &carried)?;
+            }
+            first += n;
+        }
+        match to {
+            Some(mut to) if group == END => {
+                to.sync()?;
+                to.hash()
+            }
+            _ => Ok(0),
+        }
+    }
+
+    /// Fits the matrices of a group that the plan wants fitted, and puts what they became into the layer.
+    fn group(&mut self, layer: usize, group: usize, finished: &mut Vec<Finished>) -> Result<()> {
+        let parts: Vec<(&str, &PackedInfo)> = (GROUPS[group].iter())
+            .filter_map(|part| Some((*part, &find(self.plan, &name(layer, part))?.info)))
+            .collect();
+        if parts.is_empty() {
+            return self.flow(layer, group, None).map(|_| ());
+        }
+        let mut gram = Gram::new(self.blocks.width(group))?;
+        self.flow(layer, group, Some(&mut gram))?;
+        gram.finish();
+        let weights =
+            parts.iter().map(|(part, _)| self.blocks.matrix(part)).collect::<Result<Vec<_>, _>>()?;
+        let targets: Vec<Target<'_>> =
+            parts.iter().zip(&weights).map(|((_, info), w)| Target { w, spec: spec(info) }).collect();
+        let fits = self.job.method.fit(self.job.isa, &gram, &targets)?;
+        for ((part, info), fit) in parts.iter().zip(fits) {
+            let packed = tile::pack_fitted(info, &fit.fitted)?;
+            self.blocks.replace(part, &dequantized(info, &packed)?)?;
+            let error = (fit.error / fit.whole.max(f64::MIN_POSITIVE)) as f32;
+            finished.push(Finished { info: (*info).clone(), parts: packed, error });
+            self.done += (info.shape.rows * info.shape.cols) as u64;
+            (self.job.progress)(self.done, self.total);
+        }
+        Ok(())
+    }
+}
+
+fn name(layer: usize, part: &str) -> String {
+    format!("blk.{layer}.{part}")
+}
+
+/// Matrices of layers that are to be fitted.
+fn fitted<'p>(plan: &'p Plan<'_>) -> impl Iterator<Item = &'p Job<'p>> {
+    plan.steps.iter().filter_map(|s| match s {
+        Step::Pack(j) if !j.exact && j.info.name.starts_with("blk.") => Some(j),
+        _ => None,
+    })
+}
+
+fn find<'p>(plan: &'p Plan<'_>, name: &str) -> Option<&'p Job<'p>> {
+    fitted(plan).find(|j| j.info.name == name)
+}
+
+/// The numbers that a packed matrix stands for.
+fn dequantized(i: &PackedInfo, parts: &[Vec<u8>]) -> Result<Vec<f32>> {
+    let (planes, rest) = parts.split_at(i.part_names().len());
+    let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+    let part = |at: usize| rest.get(at).map_or(&[][..], Vec::as_slice);
+    let packed = Packed::new(i.shape, i.group, i.kind, i.planes, &planes, part(0), part(1))?;
+    let mut out = zeros(i.shape.rows * i.shape.cols, "weights")?;
+    out.chunks_exact_mut(i.shape.cols).enumerate().try_for_each(|(r, row)| packed.dequantize_row(r, row))?;
+    Ok(out)
+}
