@@ -54,9 +54,9 @@ pub fn gemm(
         }
     }
     match ty {
-        PlainType::F32 => isa.run(Gemm::<4> { load: 0, weights, cols, x, put }),
-        PlainType::F16 => isa.run(Gemm::<2> { load: 0, weights, cols, x, put }),
-        PlainType::Bf16 => isa.run(Gemm::<2> { load: 1, weights, cols, x, put }),
+        PlainType::F32 => isa.run(Gemm::<32> { load: 0, weights, cols, x, put }),
+        PlainType::F16 => isa.run(Gemm::<16> { load: 0, weights, cols, x, put }),
+        PlainType::Bf16 => isa.run(Gemm::<16> { load: 1, weights, cols, x, put }),
     }
     Ok(())
 }
@@ -76,7 +76,7 @@ pub fn dots_of(
     gemm(isa, PlainType::F32, bytes_of(a), cols, x, put)
 }
 
-/// `BYTES` per weight; `load` tells f16 (0) from bf16 (1).
+/// Weights of which `BYTES` hold 8; `load` tells f16 (0) from bf16 (1).
 struct Gemm<'a, const BYTES: usize> {
     load: u8,
     weights: &'a [u8],
@@ -90,24 +90,25 @@ impl<const BYTES: usize> Kernel for Gemm<'_, BYTES> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (i, w) in self.weights.chunks(ROWS * self.cols * BYTES).enumerate() {
+        let bytes = self.cols * BYTES / LANES;
+        for (i, w) in self.weights.chunks(ROWS * bytes).enumerate() {
             let row = i * ROWS;
             for (j, x) in self.x.chunks(TOKENS * self.cols).enumerate() {
                 let token = j * TOKENS;
-                if w.len() == ROWS * self.cols * BYTES && x.len() == TOKENS * self.cols {
+                if w.len() == ROWS * bytes && x.len() == TOKENS * self.cols {
                     let mut y = [[0.0; ROWS]; TOKENS];
                     dots::<S, BYTES, ROWS, TOKENS>(s, self.load, w, x, self.cols, &mut y);
                     for (t, y) in y.iter_mut().enumerate() {
                         (self.put)(token + t, row, y);
                     }
-                } else if w.len() == ROWS * self.cols * BYTES {
+                } else if w.len() == ROWS * bytes {
                     for (t, x) in x.chunks_exact(self.cols).enumerate() {
                         let mut y = [[0.0; ROWS]];
                         dots::<S, BYTES, ROWS, 1>(s, self.load, w, x, self.cols, &mut y);
                         (self.put)(token + t, row, &mut y[0]);
                     }
                 } else {
-                    for (r, w) in w.chunks_exact(self.cols * BYTES).enumerate() {
+                    for (r, w) in w.chunks_exact(bytes).enumerate() {
                         for (t, x) in x.chunks_exact(self.cols).enumerate() {
                             let mut y = [[0.0]];
                             dots::<S, BYTES, 1, 1>(s, self.load, w, x, self.cols, &mut y);
@@ -130,30 +131,40 @@ fn dots<S: Simd, const BYTES: usize, const R: usize, const T: usize>(
     cols: usize,
     y: &mut [[f32; R]; T],
 ) {
-    let whole = cols / LANES * LANES;
+    // Slices of one length, so that the loop has nothing to check.
+    let (whole, bytes) = (cols / LANES, cols * BYTES / LANES);
+    let mut xs: [&[[f32; LANES]]; T] = [&[]; T];
+    let mut ws: [&[[u8; BYTES]]; R] = [&[]; R];
+    for t in 0..T {
+        xs[t] = &x[t * cols..(t + 1) * cols].as_chunks().0[..whole];
+    }
+    for r in 0..R {
+        ws[r] = &w[r * bytes..(r + 1) * bytes].as_chunks().0[..whole];
+    }
     let mut acc = [[s.splat(0.0); T]; R];
-    for at in (0..whole).step_by(LANES) {
-        let mut xs = [s.splat(0.0); T];
+    for i in 0..whole {
+        let mut v = [s.splat(0.0); T];
         for t in 0..T {
-            xs[t] = s.load(x[t * cols + at..].first_chunk().unwrap_or(&[0.0; LANES]));
+            v[t] = s.load(&xs[t][i]);
         }
         for r in 0..R {
-            let v = weights8::<S, BYTES>(s, load, &w[(r * cols + at) * BYTES..]);
+            let w = weights8::<S, BYTES>(s, load, &ws[r][i]);
             for t in 0..T {
-                acc[r][t] = s.fma(v, xs[t], acc[r][t]);
+                acc[r][t] = s.fma(w, v[t], acc[r][t]);
             }
         }
     }
-    if whole < cols {
-        let rest = cols - whole;
+    if !cols.is_multiple_of(LANES) {
         for t in 0..T {
             let mut last = [0.0; LANES];
-            last[..rest].copy_from_slice(&x[t * cols + whole..(t + 1) * cols]);
+            let rest = x[t * cols..(t + 1) * cols].as_chunks::<LANES>().1;
+            last[..rest.len()].copy_from_slice(rest);
             let last = s.load(&last);
             for r in 0..R {
-                let mut bytes = [0u8; 4 * LANES];
-                bytes[..rest * BYTES].copy_from_slice(&w[(r * cols + whole) * BYTES..(r + 1) * cols * BYTES]);
-                acc[r][t] = s.fma(weights8::<S, BYTES>(s, load, &bytes), last, acc[r][t]);
+                let mut padded = [0; BYTES];
+                let rest = w[r * bytes..(r + 1) * bytes].as_chunks::<BYTES>().1;
+                padded[..rest.len()].copy_from_slice(rest);
+                acc[r][t] = s.fma(weights8::<S, BYTES>(s, load, &padded), last, acc[r][t]);
             }
         }
     }
@@ -164,12 +175,12 @@ fn dots<S: Simd, const BYTES: usize, const R: usize, const T: usize>(
     }
 }
 
-/// 8 weights from the first `8 * BYTES` bytes.
+/// 8 weights.
 #[inline(always)]
-fn weights8<S: Simd, const BYTES: usize>(s: S, load: u8, b: &[u8]) -> S::F {
-    if BYTES == 4 {
+fn weights8<S: Simd, const BYTES: usize>(s: S, load: u8, b: &[u8; BYTES]) -> S::F {
+    if BYTES == 4 * LANES {
         let mut v = [0.0; LANES];
-        for (v, b) in v.iter_mut().zip(b[..4 * LANES].as_chunks::<4>().0) {
+        for (v, b) in v.iter_mut().zip(b.as_chunks::<4>().0) {
             *v = f32::from_le_bytes(*b);
         }
         return s.load(&v);

@@ -8,14 +8,12 @@ use crate::ui::Progress;
 use crate::{interrupt, ui};
 use anyhow::Context;
 use lutite_models::OpenOptions;
+use lutite_quant::calibrate::{LENGTH, spread};
 use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::sample::{Sampler, SamplerConfig};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// Tokens of a sequence.
-const LENGTH: usize = 512;
 
 /// About `tokens` tokens in sequences.
 pub(crate) fn sequences(
@@ -37,18 +35,16 @@ fn of_text(source: &Source, file: &Path, tokens: usize) -> anyhow::Result<Vec<Ve
     let tokenizer = load::tokenizer(source)?;
     let all = tokenizer.encode(&text, false, false);
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-    let length = LENGTH - usize::from(bos.is_some());
-    let count = tokens.div_ceil(LENGTH).min(all.len() / length);
-    if count < tokens.div_ceil(LENGTH) {
-        let (found, file) = (all.len(), file.display());
+    let sequences = spread(&all, bos, tokens);
+    let (found, file) = (all.len(), file.display());
+    anyhow::ensure!(
+        !sequences.is_empty(),
+        "{file} has {found} tokens only, less than a sequence of {LENGTH}; calibrate with more text"
+    );
+    if found < tokens {
         ui::warn(format_args!("{file} has {found} tokens only; {tokens} were asked for (--calib-tokens)"));
     }
-    anyhow::ensure!(count > 0, "{} has less than {length} tokens; calibrate with more text", file.display());
-    let part = |i: usize| {
-        let at = i * (all.len() - length) / count.max(2).saturating_sub(1).max(1);
-        bos.into_iter().chain(all[at.min(all.len() - length)..][..length].iter().copied()).collect()
-    };
-    Ok((0..count).map(part).collect())
+    Ok(sequences)
 }
 
 /// What the model writes, from random first tokens on. A sequence depends on its number only, so that threads may share the

@@ -42,6 +42,11 @@ pub trait Method: Sync {
     /// Its name and settings: two methods of one name make the same bytes.
     fn name(&self) -> String;
 
+    /// Whether a layer's matrices see the errors of those before them in the layer, and not only of earlier layers.
+    fn sequential(&self) -> bool {
+        true
+    }
+
     /// Fits matrices that share their inputs. May use rayon's threads, and must not depend on how many there are.
     ///
     /// # Errors
@@ -73,6 +78,21 @@ impl Method for HlqCd {
         };
         targets.iter().map(fit).collect()
     }
+}
+
+/// Tokens of a sequence.
+pub const LENGTH: usize = 512;
+
+/// Sequences of [`LENGTH`], about `tokens` tokens in all, that are spread evenly over a text; fewer where the text is short.
+pub fn spread(text: &[u32], bos: Option<u32>, tokens: usize) -> Vec<Vec<u32>> {
+    let length = LENGTH - usize::from(bos.is_some());
+    let count = tokens.div_ceil(LENGTH).min(text.len() / length);
+    let room = text.len().saturating_sub(length);
+    let part = |i: usize| {
+        let at = if count > 1 { i * room / (count - 1) } else { 0 };
+        bos.into_iter().chain(text[at..at + length].iter().copied()).collect()
+    };
+    (0..count).map(part).collect()
 }
 
 /// What accompanies a calibration.
@@ -175,6 +195,15 @@ impl<'a> Run<'a> {
             for group in 0..GROUPS.len() {
                 self.group(layer, group, &mut finished)?;
             }
+            if !self.job.method.sequential() {
+                for m in &finished {
+                    let part = m.info.name.rsplit('.').next().unwrap_or_default();
+                    self.blocks.replace(part, &dequantized(&m.info, &m.parts)?)?;
+                }
+                for group in 0..GROUPS.len() {
+                    self.flow(layer, group, None)?;
+                }
+            }
             let next = self.flow(layer, END, None)?;
             self.journal.finish(layer, &finished, next, &mut fits)?;
         }
@@ -269,7 +298,9 @@ impl<'a> Run<'a> {
         let fits = self.job.method.fit(self.job.isa, &gram, &targets)?;
         for ((part, info), fit) in parts.iter().zip(fits) {
             let packed = tile::pack_fitted(info, &fit.fitted)?;
-            self.blocks.replace(part, &dequantized(info, &packed)?)?;
+            if self.job.method.sequential() {
+                self.blocks.replace(part, &dequantized(info, &packed)?)?;
+            }
             let error = (fit.error / fit.whole.max(f64::MIN_POSITIVE)) as f32;
             finished.push(Finished { info: (*info).clone(), parts: packed, error });
             self.done += (info.shape.rows * info.shape.cols) as u64;

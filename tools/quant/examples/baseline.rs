@@ -1,0 +1,82 @@
+//! Packs a model by a method of others, to be judged beside ours, and prints the relative error of each matrix' outputs:
+//!
+//!     cargo run --release -p lutite-quant --example baseline -- \
+//!         elutq|gptq|rtn|cd MODEL.gguf OUT.gguf BITS GROUP TEXT TOKENS
+//!
+//! Parameters are f16, or int8 for ours (cd). Matrices of layers only; everything else stays as it is in the source.
+
+#[path = "../tests/baselines/mod.rs"]
+mod baselines;
+
+use baselines::Baseline;
+use lutite_kernels::isa::Isa;
+use lutite_kernels::pack::ParamKind;
+use lutite_models::Tokenizer;
+use lutite_quant::calibrate::{self, Method, calibrate};
+use lutite_quant::{Bits, CalibrateJob, HlqCd, PackJob, PackOptions, Plan, pack_to_file};
+use lutite_runtime::os::map::Map;
+use lutite_runtime::store::{Bytes, ModelFile};
+use std::error::Error;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [method, model, out, bits, group, text, tokens] = args.as_slice() else {
+        return Err("usage: baseline elutq|gptq|rtn|cd MODEL OUT BITS GROUP TEXT TOKENS".into());
+    };
+    let (method, kind): (Box<dyn Method>, _) = match method.as_str() {
+        "elutq" => (Box::new(Baseline::Elutq), ParamKind::Hlq16),
+        "gptq" => (Box::new(Baseline::Gptq), ParamKind::Hlq16),
+        "rtn" => (Box::new(Baseline::Rtn), ParamKind::Hlq16),
+        "cd" => (Box::new(HlqCd), ParamKind::Hlq8),
+        other => return Err(format!("no method {other}").into()),
+    };
+    let file = ModelFile::from(&Bytes::new(Map::open(Path::new(model))?));
+    let gguf = file.gguf()?;
+    let options = PackOptions {
+        bits: Bits::Planes(bits.parse()?),
+        group: group.parse()?,
+        kind,
+        ..PackOptions::exact()
+    };
+    let plan = Plan::new(&gguf, &options)?;
+    let tokenizer = Tokenizer::from_gguf(&gguf)?;
+    let all = tokenizer.encode(&std::fs::read_to_string(text)?, false, false);
+    let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+    let sequences = calibrate::spread(&all, bos, tokens.parse()?);
+    let folder = format!("{out}.work");
+    let threads = std::thread::available_parallelism()?.get();
+    let cancel = AtomicBool::new(false);
+    let fits = calibrate(
+        &plan,
+        &CalibrateJob {
+            source: &gguf,
+            file: &file,
+            name: model,
+            sequences: &sequences,
+            method: &*method,
+            folder: Path::new(&folder),
+            isa: Isa::from_env()?,
+            threads,
+            progress: &|done, total| eprintln!("{done} of {total} weights"),
+            cancel: &cancel,
+        },
+    )?;
+    for (name, error) in fits.errors()? {
+        println!("{name} {error}");
+    }
+    let job = PackJob {
+        source: &gguf,
+        source_hash: 0,
+        imatrix: None,
+        fits: Some(&fits),
+        threads,
+        measure: None,
+        progress: &|_, _| {},
+        cancel: &cancel,
+    };
+    pack_to_file(&plan, &job, Path::new(out))?;
+    calibrate::forget(Path::new(&folder))?;
+    Ok(())
+}
