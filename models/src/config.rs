@@ -157,7 +157,7 @@ fn vocab(k: &Keys<'_, '_>) -> Result<usize> {
     }
     for line in k.gguf.str_array("lutite.tensors")?.into_iter().flatten() {
         if line.starts_with("token_embd ") {
-            return Ok(PackedInfo::parse(line).map_err(Error::Packed)?.shape.rows);
+            return Ok(PackedInfo::parse(line).map_err(lutite_runtime::Error::Packed)?.shape.rows);
         }
     }
     Ok(k.opt("vocab_size")?.unwrap_or(0))

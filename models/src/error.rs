@@ -58,9 +58,6 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
-    /// A packed file that this version cannot read.
-    #[error("packed model file: {0}")]
-    Packed(String),
     /// A packed file that is not as it was written.
     #[error("packed model file: it {0}; it is damaged: delete it and pack its source again")]
     Damaged(String),

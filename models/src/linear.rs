@@ -8,7 +8,7 @@ use lutite_kernels::isa::Isa;
 use lutite_kernels::lut::{TableShape, gemv};
 use lutite_kernels::pack::c32::BLOCK_COLS;
 use lutite_kernels::pack::p32::TILE_ROWS;
-use lutite_kernels::pack::{GROUPS, MAX_PLANES, Packed};
+use lutite_kernels::pack::{GROUPS, Packed};
 use lutite_kernels::plain::{self, PlainType};
 use lutite_runtime::decode::Phase;
 use lutite_runtime::os::shared::SharedMat;
@@ -64,12 +64,8 @@ enum Weights {
 pub(crate) struct PackedWeights {
     /// Shape and kind.
     pub(crate) info: PackedInfo,
-    /// Planes or fields, lowest bits first.
-    pub(crate) parts: Vec<Bytes>,
-    /// The parameter set for all of these.
-    pub(crate) params: Bytes,
-    /// f16 row scales; empty for kinds without them.
-    pub(crate) row_scales: Bytes,
+    /// The data of its tensors, in their order.
+    pub(crate) tensors: Vec<Bytes>,
 }
 
 impl PackedWeights {
@@ -80,13 +76,7 @@ impl PackedWeights {
     }
 
     fn view(&self) -> lutite_kernels::Result<Packed<'_>> {
-        let mut parts: [&[u8]; MAX_PLANES] = [&[]; MAX_PLANES];
-        for (p, part) in parts.iter_mut().zip(&self.parts) {
-            *p = part;
-        }
-        let PackedInfo { shape, group, kind, planes, .. } = self.info;
-        let parts = &parts[..self.parts.len().min(MAX_PLANES)];
-        Packed::new(shape, group, kind, planes, parts, &self.params, &self.row_scales)
+        self.info.view(self.tensors.iter().map(|t| &t[..]))
     }
 }
 
@@ -165,9 +155,7 @@ impl Linear {
     /// Bytes that one product reads.
     pub(crate) fn bytes(&self) -> usize {
         match &self.weights {
-            Weights::Packed(w) => {
-                w.parts.iter().map(|p| p.len()).sum::<usize>() + w.params.len() + w.row_scales.len()
-            }
+            Weights::Packed(w) => w.tensors.iter().map(|t| t.len()).sum(),
             Weights::Plain { bytes, .. } => bytes.len(),
         }
     }

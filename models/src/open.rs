@@ -6,11 +6,11 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::linear::Ahead;
 use crate::verify::verify_on;
-use crate::weights::{Path, Weights, check_version, is_packed};
+use crate::weights::{Path, Weights};
 use lutite_kernels::isa::Isa;
 use lutite_runtime::kv::KvTypes;
 use lutite_runtime::pool::{Pool, PoolConfig};
-use lutite_runtime::store::ModelFile;
+use lutite_runtime::store::{ModelFile, check_version, is_packed};
 
 /// Tokens that go through the network together in a prompt: enough to read weights rarely, few enough for
 /// their tables to stay in L2.

@@ -1,9 +1,8 @@
 //! Whether a packed file is the one that was written.
 
 use crate::error::{Error, Result};
-use crate::weights::{check_version, is_packed};
 use lutite_runtime::pool::{Pool, PoolConfig};
-use lutite_runtime::store::{Gguf, tensor_checksums};
+use lutite_runtime::store::{Gguf, check_version, is_packed, tensor_checksums};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -11,7 +10,7 @@ use xxhash_rust::xxh3::xxh3_64;
 /// packed has none and passes.
 ///
 /// # Errors
-/// What is wrong with the container; [`Error::Packed`] for a format that this version cannot read;
+/// What is wrong with the container; [`lutite_runtime::Error::Packed`] for a format that this version cannot read;
 /// [`Error::Damaged`] with the first tensor whose data was changed.
 pub fn verify(bytes: &[u8], workers: usize) -> Result<()> {
     let gguf = Gguf::parse(bytes)?;

@@ -6,9 +6,8 @@ use crate::linear::{Linear, PackedWeights};
 use lutite_kernels::ggml::{GgmlError, GgmlType, dequantize_row};
 use lutite_kernels::plain::PlainType;
 use lutite_runtime::store::{
-    ARCH_PREFIX, Bytes, FORMAT_VERSION, Gguf, ModelFile, PackedInfo, RowOrder, TensorInfo, layout_tag,
+    Bytes, Directory, Gguf, ModelFile, PackedInfo, RowOrder, TensorInfo, check_version, is_packed,
 };
-use std::collections::HashMap;
 
 /// How weight matrices are multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,35 +24,25 @@ pub enum Path {
 pub(crate) struct Weights<'a> {
     gguf: &'a Gguf<'a>,
     file: &'a ModelFile,
-    packed: HashMap<String, PackedInfo>,
+    packed: Directory,
     path: Path,
 }
 
 impl<'a> Weights<'a> {
     /// Reads the directory and checks that this version can read the packed part.
     pub(crate) fn new(gguf: &'a Gguf<'a>, file: &'a ModelFile, path: Path) -> Result<Weights<'a>> {
-        let mut packed = HashMap::new();
         if is_packed(gguf)? {
             check_version(gguf)?;
-            for line in gguf.str_array("lutite.tensors")?.into_iter().flatten() {
-                let info = PackedInfo::parse(line).map_err(Error::Packed)?;
-                if let Some(twice) = packed.insert(info.name.clone(), info) {
-                    let why =
-                        format!("lutite.tensors has two entries for {:?}; the file is damaged", twice.name);
-                    return Err(Error::Packed(why));
-                }
-            }
         } else if path == Path::Lut {
-            return Err(Error::Packed(
-                "this file holds no bit planes; pack it first (lutite quantize)".into(),
-            ));
+            let why = "this file holds no bit planes; pack it first (lutite quantize)".to_owned();
+            return Err(lutite_runtime::Error::Packed(why).into());
         }
-        Ok(Weights { gguf, file, packed, path })
+        Ok(Weights { gguf, file, packed: Directory::read(gguf)?, path })
     }
 
     /// Whether the file has this matrix in either form. `name` has no suffix.
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.packed.contains_key(name) || self.gguf.tensor(&format!("{name}.weight")).is_some()
+        self.packed.get(name).is_some() || self.gguf.tensor(&format!("{name}.weight")).is_some()
     }
 
     /// Checks the matrix `name` and its bias as far as that costs no memory, and returns the bytes that
@@ -146,28 +135,8 @@ impl<'a> Weights<'a> {
             let found = format!("[{}, {}]", info.shape.cols, info.shape.rows);
             return Err(shape_error(&info.name, &format!("[{cols}, {rows}]"), &found));
         }
-        let get = |name: &str, ty: GgmlType| -> Result<Bytes> {
-            let t = self.gguf.require(name)?;
-            if t.ty != ty {
-                let why = format!("has type {}, expected {}", t.ty.name(), ty.name());
-                return Err(Error::Tensor { name: name.to_owned(), why });
-            }
-            self.part(t)
-        };
-        let mut parts =
-            info.tensors().into_iter().map(|(name, ty, _)| get(&name, ty)).collect::<Result<Vec<_>>>()?;
-        let row_scales = match info.row_scales_name() {
-            Some(_) => parts.pop(),
-            None => None,
-        };
-        let params = parts.pop();
-        let w = PackedWeights {
-            info: info.clone(),
-            parts,
-            params: params.unwrap_or_else(Bytes::empty),
-            row_scales: row_scales.unwrap_or_else(Bytes::empty),
-        };
-        Linear::packed(w)
+        let tensors = info.find(self.gguf)?.into_iter().map(|t| self.part(t)).collect::<Result<_>>()?;
+        Linear::packed(PackedWeights { info: info.clone(), tensors })
             .map_err(|e| Error::Tensor { name: info.name.clone(), why: format!("{e}; the file is damaged") })
     }
 
@@ -223,34 +192,7 @@ fn unreadable(t: &TensorInfo<'_>, e: &GgmlError) -> Error {
     Error::Tensor { name: t.name.to_owned(), why: e.to_string() }
 }
 
-/// Whether the file holds bit planes.
-pub(crate) fn is_packed(gguf: &Gguf<'_>) -> Result<bool> {
-    Ok(gguf.str("general.architecture")?.is_some_and(|a| a.starts_with(ARCH_PREFIX)))
-}
-
 fn shape_error(name: &str, expected: &str, found: &str) -> Error {
     let why = format!("has shape {found}, the model's configuration asks for {expected}");
     Error::Tensor { name: name.to_owned(), why }
-}
-
-/// Checks that this version can read a packed file.
-pub(crate) fn check_version(gguf: &Gguf<'_>) -> Result<()> {
-    let version = gguf.u32("lutite.version")?.unwrap_or(0);
-    if version != FORMAT_VERSION {
-        let why = format!(
-            "format version {version}, this program reads {FORMAT_VERSION}; pack the source file again"
-        );
-        return Err(Error::Packed(why));
-    }
-    if let Some(feature) = gguf.str_array("lutite.features")?.into_iter().flatten().next() {
-        return Err(Error::Packed(format!(
-            "it needs the feature {feature:?}, which this program does not have"
-        )));
-    }
-    let layout = gguf.str("lutite.layout")?.unwrap_or("(none)");
-    if layout != layout_tag() {
-        let why = format!("layout {layout}, this program reads {}; pack the source file again", layout_tag());
-        return Err(Error::Packed(why));
-    }
-    Ok(())
 }

@@ -31,7 +31,8 @@ fn read(files: &Files) -> Result<ModelFile, Error> {
     let (result, held) = peak_of(|| {
         let file = hf::import("test", &mut open_file)?.file;
         open::check(&file)?;
-        Tokenizer::from_gguf(&file.gguf()?).map_err(|e| Error::Packed(e.to_string()))?;
+        let config = |why: String| Error::Config { key: "tokenizer".into(), why };
+        Tokenizer::from_gguf(&file.gguf()?).map_err(|e| config(e.to_string()))?;
         Ok(file)
     });
     // Opening copies the files here; a program maps them.

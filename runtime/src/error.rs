@@ -13,6 +13,10 @@ pub enum Error {
     #[error(transparent)]
     Gguf(#[from] GgufError),
 
+    /// A packed file that this version cannot read, or whose directory is damaged.
+    #[error("packed model file: {0}")]
+    Packed(String),
+
     /// The operating system refused something about a file.
     #[error("cannot {what} {}: {source}{}", path.display(), remedy(source))]
     Io {

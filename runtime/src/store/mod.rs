@@ -3,6 +3,7 @@
 
 mod bytes;
 mod checksum;
+mod directory;
 mod fault;
 mod gguf;
 mod model_file;
@@ -13,6 +14,7 @@ mod write;
 
 pub use bytes::Bytes;
 pub use checksum::{announce_checksums, seal_checksums, tensor_checksums};
+pub use directory::{Directory, Part, check_version, is_packed};
 pub use fault::{Fault, GgufError, Place};
 pub use gguf::{Gguf, MAX_DIMS, MAX_KEY_BYTES, MAX_NAME_BYTES, TensorInfo};
 pub use model_file::{ModelFile, RowOrder, TensorPart};

@@ -125,11 +125,11 @@ impl PackedInfo {
         widths.map(name).collect()
     }
     /// Name of the parameter set's tensor.
-    pub fn params_name(&self) -> String {
+    fn params_name(&self) -> String {
         format!("{}.s{}", self.name, self.planes)
     }
     /// Name of the tensor of the int8 coefficients' scales, for kinds that have one.
-    pub fn row_scales_name(&self) -> Option<String> {
+    fn row_scales_name(&self) -> Option<String> {
         (self.kind.scale_blocks(self.shape.cols) > 0).then(|| format!("{}.r{}", self.name, self.planes))
     }
 

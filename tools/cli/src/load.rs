@@ -10,7 +10,7 @@ use lutite_quant::PackOptions;
 use lutite_runtime::kv::KvTypes;
 use lutite_runtime::os::map::Map;
 use lutite_runtime::os::{memory, topology::Topology};
-use lutite_runtime::store::{ARCH_PREFIX, Bytes, Gguf, ModelFile};
+use lutite_runtime::store::{self, Bytes, Gguf, ModelFile};
 use std::path::PathBuf;
 
 /// A model on its way to a decoder.
@@ -111,7 +111,7 @@ pub(crate) fn gguf(source: &Source) -> anyhow::Result<Gguf<'_>> {
 
 /// Whether the file holds bit planes.
 pub(crate) fn is_packed(source: &Source) -> anyhow::Result<bool> {
-    Ok(gguf(source)?.str("general.architecture")?.is_some_and(|a| a.starts_with(ARCH_PREFIX)))
+    Ok(store::is_packed(&gguf(source)?)?)
 }
 
 /// Worker threads that were asked for, or one for each big core within the CPU quota.

@@ -413,13 +413,9 @@ mod tests {
             fill.matrix(&info, &mut out).unwrap();
             let file = out.finish().unwrap();
             let gguf = lutite_runtime::store::Gguf::parse(&file).unwrap();
-            let parts: Vec<&[u8]> = gguf.tensors().iter().map(|t| t.data).collect();
-            let (parts, rest) = parts.split_at(info.part_names().len());
-            let scales = rest.get(1).copied().unwrap_or(&[]);
-            let packed =
-                lutite_kernels::pack::Packed::new(shape, info.group, kind, planes, parts, rest[0], scales);
+            let packed = info.view(gguf.tensors().iter().map(|t| t.data)).unwrap();
             let mut row = vec![0.0; shape.cols];
-            packed.unwrap().dequantize_row(40, &mut row).unwrap();
+            packed.dequantize_row(40, &mut row).unwrap();
             let variance = row.iter().map(|w| w * w).sum::<f32>();
             assert!((0.6..1.5).contains(&variance), "{kind:?}: {variance}");
         }

@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use lutite_kernels::ggml::{GgmlError, GgmlType, READABLE, superblock_format, uniform_format};
 use lutite_kernels::pack::{GROUPS, GROUPS_LIST, MAX_PLANES, ParamKind, PlaneShape};
-use lutite_runtime::store::{ARCH_PREFIX, Gguf, PackedInfo, TensorInfo};
+use lutite_runtime::store::{Gguf, PackedInfo, TensorInfo, is_packed};
 
 /// How many planes a matrix gets, and how its weights get there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +100,7 @@ impl<'a> Plan<'a> {
     /// cannot be read.
     pub fn new(src: &Gguf<'a>, options: &PackOptions) -> Result<Plan<'a>> {
         options.check()?;
-        if src.str("general.architecture")?.is_some_and(|a| a.starts_with(ARCH_PREFIX)) {
+        if is_packed(src)? {
             return Err(Error::Options(
                 "this file is packed already; pack the file that it was made from".into(),
             ));

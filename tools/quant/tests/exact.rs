@@ -1,7 +1,6 @@
 //! Exact import: codes give back the source's dequantized values bit for bit.
 
 use lutite_kernels::ggml::{GgmlType, dequantize_row};
-use lutite_kernels::pack::Packed;
 use lutite_quant::{PackJob, PackOptions, Plan, pack_in_memory};
 use lutite_runtime::os::map::Map;
 use lutite_runtime::store::{Gguf, GgufWriter, PackedInfo};
@@ -33,12 +32,7 @@ fn compare(source: &[u8], packed: &[u8]) -> usize {
     let mut weights = 0;
     for line in packed.str_array("lutite.tensors").unwrap().unwrap() {
         let info = PackedInfo::parse(line).unwrap();
-        let data = |name: &str| packed.require(name).unwrap().data;
-        let parts: Vec<&[u8]> = info.part_names().iter().map(|name| data(name)).collect();
-        let row_scales = info.row_scales_name().map_or(&[][..], |name| data(&name));
-        let params = data(&info.params_name());
-        let PackedInfo { shape, group, kind, planes, .. } = info;
-        let w = Packed::new(shape, group, kind, planes, &parts, params, row_scales).unwrap();
+        let w = info.view(info.find(&packed).unwrap().iter().map(|t| t.data)).unwrap();
         let t = source.require(&format!("{}.weight", info.name)).unwrap();
         let cols = info.shape.cols;
         let (mut got, mut want) = (vec![0.0; cols], vec![0.0; cols]);

@@ -6,9 +6,8 @@ use crate::ui::{Answer, megabytes};
 use anyhow::Context;
 use lutite_models::config::Config;
 use lutite_quant::Loss;
-use lutite_runtime::store::{ARCH_PREFIX, Gguf, PackedInfo};
+use lutite_runtime::store::{self, ARCH_PREFIX, Directory, Gguf};
 use serde_json::{Value, json};
-use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
 /// A matrix or vector of the model, however many tensors of the file it is made of.
@@ -69,24 +68,15 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
 
 /// The model's parts in the order of the file, packed ones once.
 fn parts(gguf: &Gguf<'_>) -> anyhow::Result<Vec<Part>> {
-    let mut first: HashMap<String, PackedInfo> = HashMap::new();
-    let mut rest: HashSet<String> = HashSet::new();
-    for line in gguf.str_array("lutite.tensors")?.into_iter().flatten() {
-        let info = PackedInfo::parse(line).map_err(anyhow::Error::msg)?;
-        let mut names = info.tensors().into_iter().map(|(name, _, _)| name);
-        if let Some(name) = names.next() {
-            rest.extend(names);
-            first.insert(name, info);
-        }
-    }
-    let parts = gguf.tensors().iter().filter(|t| !rest.contains(t.name)).map(|t| match first.get(t.name) {
-        Some(info) => Part {
+    let directory = Directory::read(gguf)?;
+    let parts = directory.parts(gguf)?.into_iter().map(|part| match part {
+        store::Part::Packed(info) => Part {
             name: info.name.clone(),
             format: info.format(),
             shape: vec![info.shape.cols as u64, info.shape.rows as u64],
             bytes: info.bytes().unwrap_or(usize::MAX) as u64,
         },
-        None => Part {
+        store::Part::Plain(t) => Part {
             name: t.name.to_owned(),
             format: t.ty.name().to_owned(),
             shape: t.shape().to_vec(),

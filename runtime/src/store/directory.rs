@@ -1,0 +1,200 @@
+//! What a packed file is made of: which of its tensors are one packed matrix, and which are as in any GGUF file.
+
+use std::collections::{HashMap, HashSet};
+
+use lutite_kernels::pack::{MAX_PLANES, Packed};
+
+use super::fault::GgufError;
+use super::gguf::{Gguf, TensorInfo};
+use super::packed::{ARCH_PREFIX, FORMAT_VERSION, PackedInfo, layout_tag};
+use crate::error::{Error, Result};
+
+/// Whether the file says that it holds packed matrices.
+///
+/// # Errors
+/// An architecture that is no text.
+pub fn is_packed(gguf: &Gguf<'_>) -> Result<bool, GgufError> {
+    Ok(gguf.str("general.architecture")?.is_some_and(|a| a.starts_with(ARCH_PREFIX)))
+}
+
+/// Checks that this version can read a packed file.
+///
+/// # Errors
+/// [`Error::Packed`] with what is unknown here.
+pub fn check_version(gguf: &Gguf<'_>) -> Result<()> {
+    let version = gguf.u32("lutite.version")?.unwrap_or(0);
+    if version != FORMAT_VERSION {
+        let why = format!(
+            "format version {version}, this program reads {FORMAT_VERSION}; pack the source file again"
+        );
+        return Err(Error::Packed(why));
+    }
+    if let Some(feature) = gguf.str_array("lutite.features")?.into_iter().flatten().next() {
+        return Err(Error::Packed(format!(
+            "it needs the feature {feature:?}, which this program does not have"
+        )));
+    }
+    let layout = gguf.str("lutite.layout")?.unwrap_or("(none)");
+    if layout != layout_tag() {
+        let why = format!("layout {layout}, this program reads {}; pack the source file again", layout_tag());
+        return Err(Error::Packed(why));
+    }
+    Ok(())
+}
+
+/// The packed matrices that a file says it has, by name.
+#[derive(Debug)]
+pub struct Directory(HashMap<String, PackedInfo>);
+
+/// A matrix or vector of a model, however many tensors of the file it is made of.
+#[derive(Clone, Copy, Debug)]
+pub enum Part<'d, 'a> {
+    /// Planes or fields, and parameters.
+    Packed(&'d PackedInfo),
+    /// One tensor.
+    Plain(&'d TensorInfo<'a>),
+}
+
+impl Directory {
+    /// Reads `lutite.tensors`; a file that is not packed has nothing in it.
+    ///
+    /// # Errors
+    /// [`Error::Packed`] for a line that means nothing, or a name that has two.
+    pub fn read(gguf: &Gguf<'_>) -> Result<Directory> {
+        let mut all = HashMap::new();
+        if !is_packed(gguf)? {
+            return Ok(Directory(all));
+        }
+        for line in gguf.str_array("lutite.tensors")?.into_iter().flatten() {
+            let info = PackedInfo::parse(line).map_err(Error::Packed)?;
+            if let Some(twice) = all.insert(info.name.clone(), info) {
+                let why = format!("lutite.tensors has two entries for {:?}; the file is damaged", twice.name);
+                return Err(Error::Packed(why));
+            }
+        }
+        Ok(Directory(all))
+    }
+
+    /// The matrix of that name, which has no suffix.
+    pub fn get(&self, name: &str) -> Option<&PackedInfo> {
+        self.0.get(name)
+    }
+
+    /// All parts of the model in the order of the file; a packed matrix stands where its first tensor does.
+    ///
+    /// # Errors
+    /// A packed matrix whose first tensor is missing.
+    pub fn parts<'d, 'a>(&'d self, gguf: &'d Gguf<'a>) -> Result<Vec<Part<'d, 'a>>, GgufError> {
+        let mut first = HashMap::new();
+        let mut rest = HashSet::new();
+        for info in self.0.values() {
+            let mut names = info.tensors().into_iter().map(|(name, _, _)| name);
+            if let Some(name) = names.next() {
+                gguf.require(&name)?;
+                rest.extend(names);
+                first.insert(name, info);
+            }
+        }
+        let parts = gguf.tensors().iter().filter(|t| !rest.contains(t.name));
+        Ok(parts.map(|t| first.get(t.name).map_or(Part::Plain(t), |info| Part::Packed(info))).collect())
+    }
+}
+
+impl PackedInfo {
+    /// Its tensors in the file, in the order of [`Self::tensors`]. Their lengths are for [`Self::view`] to judge.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another type.
+    pub fn find<'g, 'a>(&self, gguf: &'g Gguf<'a>) -> Result<Vec<&'g TensorInfo<'a>>> {
+        let find = |(name, ty, _): (String, _, _)| {
+            let t = gguf.require(&name)?;
+            if t.ty == ty {
+                return Ok(t);
+            }
+            let (found, expected) = (t.ty, ty);
+            let why = format!("tensor {name:?} has type {found}, expected {expected}; the file is damaged");
+            Err(Error::Packed(why))
+        };
+        self.tensors().into_iter().map(find).collect()
+    }
+
+    /// The matrix that is made of these data, in the order of [`Self::tensors`].
+    ///
+    /// # Errors
+    /// As [`Packed::new`]: data of other lengths than the shape asks for.
+    pub fn view<'a>(&self, data: impl IntoIterator<Item = &'a [u8]>) -> lutite_kernels::Result<Packed<'a>> {
+        // On the stack: a step makes a view of every matrix, and must not allocate.
+        let mut all: [&[u8]; MAX_PLANES + 2] = [&[]; MAX_PLANES + 2];
+        for (to, data) in all.iter_mut().zip(data) {
+            *to = data;
+        }
+        let n = self.kind.widths(self.planes).len();
+        let (parts, params, scales) = (&all[..n], all[n], all[n + 1]);
+        Packed::new(self.shape, self.group, self.kind, self.planes, parts, params, scales)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::GgufWriter;
+    use super::*;
+    use lutite_kernels::ggml::GgmlType;
+
+    const LINES: [&str; 2] =
+        ["b kind=uniform rows=2 cols=3 planes=2 group=32", "a kind=hlq8 rows=2 cols=3 planes=2 group=32"];
+
+    /// A file of the matrices of [`LINES`] and two vectors, with tensors as `change` leaves them.
+    fn file(change: impl Fn(&mut Vec<(String, GgmlType, Vec<u64>)>)) -> Vec<u8> {
+        let mut tensors = Vec::new();
+        for (line, vector) in LINES.iter().zip(["z", "y"]) {
+            tensors.extend(PackedInfo::parse(line).unwrap().tensors());
+            tensors.push((vector.to_owned(), GgmlType::F32, vec![1]));
+        }
+        change(&mut tensors);
+        let mut w = GgufWriter::new();
+        w.set("general.architecture", "lut-x").unwrap().set("lutite.tensors", &LINES[..]).unwrap();
+        tensors.iter().for_each(|(name, ty, dims)| {
+            w.add_tensor(name, *ty, dims).unwrap();
+        });
+        let mut out = w.begin_in_memory().unwrap();
+        for (name, ty, dims) in &tensors {
+            let row = ty.row_bytes(dims[0] as usize).unwrap();
+            out.tensor(name, &vec![0; row * dims[1..].iter().product::<u64>() as usize]).unwrap();
+        }
+        out.finish().unwrap()
+    }
+
+    #[test]
+    fn parts_are_in_the_order_of_the_file() {
+        let bytes = file(|_| ());
+        let gguf = Gguf::parse(&bytes).unwrap();
+        let directory = Directory::read(&gguf).unwrap();
+        let names = directory.parts(&gguf).unwrap().into_iter().map(|part| match part {
+            Part::Packed(info) => format!("packed {}", info.name),
+            Part::Plain(t) => t.name.to_owned(),
+        });
+        assert_eq!(names.collect::<Vec<_>>(), ["packed b", "z", "packed a", "y"]);
+        for name in ["a", "b"] {
+            let info = directory.get(name).unwrap();
+            let mut row = [1.0; 3];
+            let view = info.view(info.find(&gguf).unwrap().iter().map(|t| t.data)).unwrap();
+            view.dequantize_row(1, &mut row).unwrap();
+            assert_eq!(row, [0.0; 3]);
+            // Too little data is an error, not a fault of the program.
+            assert!(info.view(info.find(&gguf).unwrap().iter().skip(1).map(|t| t.data)).is_err());
+        }
+        assert!(directory.get("z").is_none());
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let bytes = file(|all| all.retain(|t| t.0 != "a.p0"));
+        let gguf = Gguf::parse(&bytes).unwrap();
+        let directory = Directory::read(&gguf).unwrap();
+        assert!(directory.parts(&gguf).unwrap_err().to_string().contains("tensor `a.p0`: is missing"));
+        let bytes = file(|all| all.iter_mut().filter(|t| t.0 == "a.r2").for_each(|t| t.1 = GgmlType::BF16));
+        let gguf = Gguf::parse(&bytes).unwrap();
+        let message = directory.get("a").unwrap().find(&gguf).unwrap_err().to_string();
+        assert!(message.contains("tensor \"a.r2\" has type BF16, expected F16"), "{message}");
+    }
+}
