@@ -286,14 +286,44 @@ impl GgufStream {
     /// [`Error::WriteOrder`] where another tensor or another number of bytes is due; the right one can still
     /// follow. [`Error::Io`] or [`Error::NoSpace`], after which the file cannot be finished.
     pub fn tensor(&mut self, name: &str, data: &[u8]) -> Result<()> {
-        let found = || format!("tensor `{name}` of {} bytes", data.len());
         match self.left.as_slice().first() {
             Some(next) if next.name == name && next.bytes == data.len() as u64 => {}
-            _ => return Err(self.order(found())),
+            _ => return Err(self.order(format!("tensor `{name}` of {} bytes", data.len()))),
+        }
+        self.tensor_by_portions(name, [Ok(data)])
+    }
+
+    /// As [`tensor`](Self::tensor), of data that is never held whole: the portions follow one another.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor), and the first of the portions'. Once a portion was taken, the file cannot be
+    /// finished after an error.
+    pub fn tensor_by_portions<P: AsRef<[u8]>, E: From<Error>>(
+        &mut self,
+        name: &str,
+        portions: impl IntoIterator<Item = Result<P, E>>,
+    ) -> Result<(), E> {
+        let due = match self.left.as_slice().first() {
+            Some(next) if next.name == name => next.bytes,
+            _ => return Err(self.order(format!("tensor `{name}`")).into()),
+        };
+        let mut len = 0;
+        for portion in portions {
+            let written = portion.and_then(|portion| {
+                len += portion.as_ref().len() as u64;
+                Ok(self.write(portion.as_ref())?)
+            });
+            if let Err(e) = written {
+                self.intact = false;
+                return Err(e);
+            }
+        }
+        if len != due {
+            let e = self.order(format!("tensor `{name}` of {len} bytes"));
+            self.intact = false;
+            return Err(e.into());
         }
         self.left.next();
-        self.write(data)?;
-        let len = data.len() as u64;
         let mut padding = (len.next_multiple_of(self.alignment) - len) as usize;
         while padding > 0 {
             let run = padding.min(ZEROS.len());

@@ -201,6 +201,35 @@ fn an_unfinished_file_leaves_nothing() {
 }
 
 #[test]
+fn portions_make_a_tensor() {
+    let begin = || {
+        let mut w = GgufWriter::new();
+        w.add_tensor("x", GgmlType::I8, &[5]).unwrap().add_tensor("y", GgmlType::I8, &[2]).unwrap();
+        w.begin_in_memory().unwrap()
+    };
+    let write = |portions: &[&[u8]]| {
+        let mut out = begin();
+        out.tensor_by_portions("x", portions.iter().map(|p| Ok::<_, Error>(*p)))?;
+        out.tensor("y", &[6, 7])?;
+        out.finish()
+    };
+    let whole = write(&[&[1, 2, 3, 4, 5]]).unwrap();
+    assert_eq!(write(&[&[1], &[], &[2, 3], &[4, 5]]).unwrap(), whole);
+    for wrong in [&[&[1, 2][..], &[3, 4]][..], &[&[1, 2, 3], &[4, 5, 6]], &[]] {
+        let message = write(wrong).unwrap_err().to_string();
+        assert!(message.contains("expected tensor `x` of 5 bytes, was given tensor `x` of"), "{message}");
+    }
+    let mut out = begin();
+    let message = out.tensor_by_portions("y", [Ok::<_, Error>([6, 7])]).unwrap_err().to_string();
+    assert!(message.contains("expected tensor `x` of 5 bytes, was given tensor `y`"), "{message}");
+    // Another's error is passed on, and what was written is no file.
+    let refused = || Err::<[u8; 2], _>(Error::Packed("no more".into()));
+    let message = out.tensor_by_portions("x", [Ok([1, 2]), refused()]).unwrap_err().to_string();
+    assert_eq!(message, "packed model file: no more");
+    assert!(out.finish().is_err());
+}
+
+#[test]
 fn what_cannot_be_written_is_refused() {
     let fault = |result: lutite_runtime::Result<&mut GgufWriter>| match result {
         Err(Error::Gguf(e)) => e.fault().clone(),
