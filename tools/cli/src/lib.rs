@@ -67,6 +67,7 @@ fn dispatch(verb: &Verb) -> anyhow::Result<()> {
         Verb::Run(args) => cmd::run::run(args),
         Verb::Chat(args) => cmd::chat::chat(args),
         Verb::Quantize(args) => cmd::quantize::quantize(args),
+        Verb::Export(args) => cmd::export::export(args),
         Verb::Pull(args) => cmd::pull::pull(args),
         Verb::List(args) => cmd::list::list(args),
         Verb::Rm(args) => cmd::rm::rm(args),

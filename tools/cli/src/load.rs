@@ -88,8 +88,7 @@ pub(crate) fn find_packed(named: &str, how: &Packing) -> anyhow::Result<Source> 
             );
         }
         // Now, so that the tokenizer and the template are not read from a damaged file.
-        lutite_models::verify(source.file.head(), how.threads)
-            .with_context(|| format!("cannot load {}", source.path.display()))?;
+        verify(&source, how.threads)?;
         loss::tell(&source)?;
         return Ok(Source { verified: true, ..source });
     }
@@ -112,6 +111,12 @@ pub(crate) fn gguf(source: &Source) -> anyhow::Result<Gguf<'_>> {
 /// Whether the file holds bit planes.
 pub(crate) fn is_packed(source: &Source) -> anyhow::Result<bool> {
     Ok(store::is_packed(&gguf(source)?)?)
+}
+
+/// Holds a packed file against its checksums.
+pub(crate) fn verify(source: &Source, threads: usize) -> anyhow::Result<()> {
+    lutite_models::verify(source.file.head(), threads)
+        .with_context(|| format!("cannot load {}", source.path.display()))
 }
 
 /// Worker threads that were asked for, or one for each big core within the CPU quota.

@@ -1,5 +1,6 @@
 //! Weight compression to bit planes: exact import of uniform formats (stage A), alternating least squares (stage B), and
-//! fitting to the inputs that matrices get (stage C). See `docs/design.md` and `docs/format.md`.
+//! fitting to the inputs that matrices get (stage C); and the way back to an ordinary file. See `docs/design.md` and
+//! `docs/format.md`.
 #![forbid(unsafe_code)]
 
 pub mod als;
@@ -7,6 +8,7 @@ pub mod calibrate;
 pub mod cd;
 mod error;
 mod exact;
+mod export;
 pub mod gram;
 pub mod imatrix;
 mod loss;
@@ -16,6 +18,7 @@ mod tile;
 
 pub use calibrate::{CalibrateJob, Fits, HlqCd, calibrate};
 pub use error::{Error, Result};
+pub use export::{Export, FloatType};
 pub use imatrix::Imatrix;
 pub use loss::Loss;
 pub use pack::{PackJob, pack_in_memory, pack_to_file};

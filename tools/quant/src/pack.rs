@@ -61,11 +61,7 @@ fn header(plan: &Plan<'_>, job: &PackJob<'_>) -> Result<(GgufWriter, usize)> {
     let mut w = GgufWriter::new();
     let arch = job.source.str("general.architecture")?.unwrap_or_default();
     w.set("general.architecture", format!("{ARCH_PREFIX}{arch}"))?;
-    for (key, value) in job.source.metadata() {
-        if !["general.architecture", "general.alignment"].contains(key) && !key.starts_with("lutite.") {
-            w.set(key, *value)?;
-        }
-    }
+    copy_metadata(job.source, &mut w, &[])?;
     w.set("lutite.version", FORMAT_VERSION)?;
     w.set("lutite.layout", layout_tag())?;
     let method = job.fits.map_or(String::new(), |f| format!("-{}", f.method()));
@@ -95,6 +91,18 @@ fn header(plan: &Plan<'_>, job: &PackJob<'_>) -> Result<(GgufWriter, usize)> {
     w.set("lutite.tensors", lines.as_slice())?;
     announce_checksums(&mut w, count)?;
     Ok((w, count))
+}
+
+/// Copies what speaks of the model, not of the file that it is in, but for `except`.
+pub(crate) fn copy_metadata(source: &Gguf<'_>, w: &mut GgufWriter, except: &[&str]) -> Result<()> {
+    for (key, value) in source.metadata() {
+        let of_file =
+            ["general.architecture", "general.alignment"].contains(key) || key.starts_with("lutite.");
+        if !of_file && !except.contains(key) {
+            w.set(key, *value)?;
+        }
+    }
+    Ok(())
 }
 
 fn run(plan: &Plan<'_>, job: &PackJob<'_>, mut out: GgufStream, count: usize) -> Result<Vec<u8>> {

@@ -13,9 +13,9 @@ mod verbs;
 
 pub use shared::{Bits, CacheType, EngineArgs, Limit, ModelArgs, SamplingArgs, Seed};
 pub use verbs::{
-    BenchArgs, BenchFormat, ChatArgs, DoctorArgs, InspectArgs, KernelPath, KlArgs, ListArgs, ListFormat,
-    Method, Params, PerplexityArgs, Protocol, PullArgs, QuantizeArgs, RmArgs, RunArgs, Synthetic, TalkArgs,
-    TextArgs, VerifyArgs,
+    BenchArgs, BenchFormat, ChatArgs, DoctorArgs, ExportArgs, FloatType, InspectArgs, KernelPath, KlArgs,
+    ListArgs, ListFormat, Method, Params, PerplexityArgs, Protocol, PullArgs, QuantizeArgs, RmArgs, RunArgs,
+    Synthetic, TalkArgs, TextArgs, VerifyArgs,
 };
 
 use crate::places;
@@ -56,6 +56,8 @@ pub enum Verb {
     Verify(VerifyArgs),
     /// Write a packed model
     Quantize(QuantizeArgs),
+    /// Write a model as an ordinary GGUF file, for other programs
+    Export(ExportArgs),
     /// Say what is in a model file
     Inspect(InspectArgs),
     /// Measure how well a model predicts a text
@@ -80,6 +82,7 @@ impl Verb {
             Self::Rm(_) => "rm",
             Self::Verify(_) => "verify",
             Self::Quantize(_) => "quantize",
+            Self::Export(_) => "export",
             Self::Inspect(_) => "inspect",
             Self::Perplexity(_) => "perplexity",
             Self::Kl(_) => "kl",
@@ -101,6 +104,7 @@ impl Verb {
             | Self::Rm(_)
             | Self::Verify(_)
             | Self::Quantize(_)
+            | Self::Export(_)
             | Self::Doctor(_) => None,
         }
     }

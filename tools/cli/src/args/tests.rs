@@ -120,6 +120,9 @@ fn the_tools() {
     let quantize =
         verb!(Quantize, parse_line("quantize a.gguf -o b.gguf --bits exact --group 128 --params hlq16"));
     assert_eq!((quantize.bits, quantize.group, quantize.params), (Bits::Exact, 128, Params::Hlq16));
+    let export = verb!(Export, parse_line("export a.gguf b.gguf"));
+    assert_eq!((export.source.as_str(), export.float_type), ("a.gguf", FloatType::F16));
+    assert_eq!(verb!(Export, parse_line("export a b --type f32")).float_type, FloatType::F32);
     let perplexity = verb!(Perplexity, parse_line("perplexity -f a.txt --protocol papers --path plain"));
     assert_eq!((perplexity.text.context(), perplexity.path), (2048, KernelPath::Plain));
     let perplexity = verb!(Perplexity, parse_line("perplexity -f a.txt -c 256 --chunks 4"));

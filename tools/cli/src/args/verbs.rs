@@ -198,6 +198,29 @@ pub enum Params {
     Hlq16,
 }
 
+/// `lutite export`
+#[derive(Args, Clone, Debug)]
+pub struct ExportArgs {
+    /// Model file or folder to read, or a name of the catalog
+    #[arg(value_name = "SRC")]
+    pub source: String,
+    /// GGUF file to write
+    #[arg(value_name = "OUT")]
+    pub out: PathBuf,
+    /// What packed weights become; f32 rounds nothing
+    #[arg(long = "type", value_name = "TYPE", default_value = "f16")]
+    pub float_type: FloatType,
+}
+
+/// What packed weights become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FloatType {
+    /// 16 bits, rounded to the nearest.
+    F16,
+    /// 32 bits.
+    F32,
+}
+
 /// `lutite inspect`
 #[derive(Args, Clone, Debug)]
 pub struct InspectArgs {

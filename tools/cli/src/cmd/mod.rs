@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod doctor;
 mod evaluate;
+pub(crate) mod export;
 pub(crate) mod inspect;
 pub(crate) mod kl;
 pub(crate) mod list;

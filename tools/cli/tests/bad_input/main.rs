@@ -4,6 +4,7 @@
 
 #[path = "../../../../models/tests/common/edit.rs"]
 mod edit;
+mod export;
 mod files;
 mod packed;
 mod places;

@@ -10,7 +10,7 @@ use lutite_runtime::store::{Bytes, Gguf};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-fn packed() -> Vec<u8> {
+pub(super) fn packed() -> Vec<u8> {
     let source = tiny();
     let gguf = Gguf::parse(&source).unwrap();
     let plan = Plan::new(&gguf, &PackOptions::exact()).unwrap();

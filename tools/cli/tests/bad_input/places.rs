@@ -3,10 +3,10 @@
 use super::*;
 
 /// A file system in memory, taken away in the end. `None`, loudly, where this user may not mount.
-struct Tmpfs(PathBuf);
+pub(super) struct Tmpfs(pub(super) PathBuf);
 
 impl Tmpfs {
-    fn mount(at: PathBuf, options: &str) -> Option<Tmpfs> {
+    pub(super) fn mount(at: PathBuf, options: &str) -> Option<Tmpfs> {
         std::fs::create_dir_all(&at).unwrap();
         let mut mount = Command::new("mount");
         let done = mount.args(["-t", "tmpfs", "-o", options, "lutite-test"]).arg(&at).output();

@@ -6,8 +6,8 @@ use std::process::Child;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// A process that runs the large model, with its streams piped.
-struct Running(Child);
+/// A process with its streams piped.
+pub(super) struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -17,18 +17,22 @@ impl Drop for Running {
 }
 
 impl Running {
+    /// One that runs the large model.
     fn start(here: &Here, more: &[&str]) -> Running {
-        let mut command = here.run("large.gguf", more);
+        Running::of(&mut here.run("large.gguf", more))
+    }
+
+    pub(super) fn of(command: &mut Command) -> Running {
         Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
     }
 
-    fn signal(&self, name: &str) {
+    pub(super) fn signal(&self, name: &str) {
         let kill = format!("kill -{name} {}", self.0.id());
         assert!(Command::new("/bin/sh").args(["-c", &kill]).status().unwrap().success());
     }
 
     /// Waits for a file whose name has `part` in it.
-    fn wait_for(&mut self, folder: &Path, part: &str) {
+    pub(super) fn wait_for(&mut self, folder: &Path, part: &str) {
         let end = Instant::now() + Duration::from_secs(60);
         while !listed(folder).iter().any(|n| n.contains(part)) {
             assert!(
@@ -41,7 +45,7 @@ impl Running {
     }
 
     /// Exit code and the rest of stdout and stderr.
-    fn end(&mut self) -> Said {
+    pub(super) fn end(&mut self) -> Said {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         self.0.stdout.take().unwrap().read_to_end(&mut stdout).unwrap();
         self.0.stderr.take().unwrap().read_to_end(&mut stderr).unwrap();
