@@ -1,5 +1,5 @@
 #!/bin/sh
-# Fetches and builds the peers that compare.py runs, at the commits that docs/speed.md was measured with.
+# Fetches and builds the peers that compare.py and export_ppl.py run, at the commits that docs/speed.md was measured with.
 #
 #   benches/peers/build.sh [PEER...]     llama.cpp and ik_llama.cpp; bitnet.cpp only if named
 #
@@ -33,16 +33,18 @@ source_of() {
     fi
 }
 
-# build NAME OPTION...: into NAME$suffix
+# build NAME TARGETS OPTION...: into NAME$suffix
 build() {
     name=$1
-    shift
-    # `tier` is a list of words.
+    targets=$2
+    shift 2
+    # `tier` and `targets` are lists of words.
     # shellcheck disable=SC2086
     cmake -S "$name-source" -B "$name$suffix" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
         -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF $tier "$@"
-    cmake --build "$name$suffix" --target llama-bench -j "$jobs"
-    echo "now there is $folder/$name$suffix/bin/llama-bench" >&2
+    # shellcheck disable=SC2086
+    cmake --build "$name$suffix" --target $targets -j "$jobs"
+    echo "now there is in $folder/$name$suffix/bin: $targets" >&2
 }
 
 mkdir -p "$folder"
@@ -52,12 +54,12 @@ for peer; do
     case $peer in
     llama.cpp)
         source_of llama.cpp-source ggml-org/llama.cpp 0c1e57098bba43ac29e6e3b677cdceebdd22334f
-        build llama.cpp
+        build llama.cpp "llama-bench llama-perplexity"
         ;;
     ik_llama.cpp)
         source_of ik_llama.cpp-source ikawrakow/ik_llama.cpp 8337e4cd3861406fc04e0854b1409cd1b027fbc9
         # Attention over fewer kinds of caches: the rest would double the time to build.
-        build ik_llama.cpp -DGGML_IQK_FA_ALL_QUANTS=OFF
+        build ik_llama.cpp llama-bench -DGGML_IQK_FA_ALL_QUANTS=OFF
         ;;
     bitnet.cpp)
         source_of bitnet.cpp-source microsoft/BitNet c82b5e667482d19bac0ba3817661ff8b30317fec
@@ -65,7 +67,7 @@ for peer; do
         # I2_S, for any shape. TL2 tables are generated for the shapes of three models, of which none is measured here.
         cp bitnet.cpp-source/preset_kernels/bitnet_b1_58-3B/bitnet-lut-kernels-tl2.h \
             bitnet.cpp-source/include/bitnet-lut-kernels.h
-        build bitnet.cpp -DBITNET_X86_TL2=OFF -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++
+        build bitnet.cpp llama-bench -DBITNET_X86_TL2=OFF -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++
         ;;
     *)
         echo "$peer: not one of llama.cpp, ik_llama.cpp, bitnet.cpp" >&2

@@ -83,8 +83,8 @@ def answer(command):
     sys.exit(f"{' '.join(command)}\nprinted no result, but: {text[:500]!r}")
 
 
-def run(command):
-    """Standard output of a program; ends with its standard error where it fails."""
+def run(command, with_errors=False):
+    """Standard output of a program, or that and its standard error; ends with the latter where it fails."""
     # Options of lutite are variables as well, and must not change what is measured.
     kept = ("LUTITE_HOME", "LUTITE_ISA")
     clean = {k: v for k, v in os.environ.items() if not k.startswith("LUTITE_") or k in kept}
@@ -94,7 +94,7 @@ def run(command):
         sys.exit(f"cannot run {command[0]}: {error.strerror}; is the path right, and is it built?")
     if done.returncode:
         sys.exit(f"{' '.join(command)}\nended with code {done.returncode}:\n{done.stderr[-3000:]}")
-    return done.stdout
+    return done.stdout + done.stderr if with_errors else done.stdout
 
 
 class BusyCore:
