@@ -1,6 +1,6 @@
 //! Talking to the person: the answer on stdout, everything else on stderr.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -97,9 +97,19 @@ pub fn confirm(question: &str) -> Option<bool> {
 pub struct Progress {
     label: String,
     total: u64,
+    unit: Unit,
+    started: Instant,
     bar: Option<ProgressBar>,
     /// When the last plain line was printed, and with which tenth.
     printed: (Instant, u64),
+}
+
+/// What a task is counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    Bytes,
+    /// Work that has no unit to show: its share of the whole.
+    Share,
 }
 
 /// A plain line at most this often: a log of a slow network stays short, a fast one prints begin and end only.
@@ -109,24 +119,40 @@ impl Progress {
     /// Starts a task of about `total` bytes.
     #[must_use]
     pub fn bytes(label: &str, total: u64) -> Self {
+        let progress = Self::new(label, total, Unit::Bytes);
+        if progress.bar.is_none() {
+            note(format_args!("{label}: {}", megabytes(total)));
+        }
+        progress
+    }
+
+    /// Starts a task of about `total` pieces that mean nothing to a person.
+    #[must_use]
+    pub fn share(label: &str, total: u64) -> Self {
+        Self::new(label, total, Unit::Share)
+    }
+
+    fn new(label: &str, total: u64, unit: Unit) -> Self {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            let template =
-                "{msg} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
-            // The template is a constant; were it wrong, indicatif's default bar would do.
+            let template = match unit {
+                Unit::Bytes => {
+                    "{msg} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}"
+                }
+                Unit::Share => "{msg} [{bar:30}] {percent} % {eta}",
+            };
+            // The templates are constants; were one wrong, indicatif's default bar would do.
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("=> "));
             }
             bar.set_message(label.to_owned());
             bar
         });
-        if bar.is_none() {
-            note(format_args!("{label}: {}", megabytes(total)));
-        }
-        Self { label: label.to_owned(), total, bar, printed: (Instant::now(), 0) }
+        let now = Instant::now();
+        Self { label: label.to_owned(), total, unit, started: now, bar, printed: (now, 0) }
     }
 
-    /// Now `done` bytes of the total are done. An estimate may run over; the bar stays at its end.
+    /// Now `done` of the total are done. An estimate may run over; the bar stays at its end.
     pub fn set(&mut self, done: u64) {
         let done = done.min(self.total);
         if let Some(bar) = &self.bar {
@@ -135,7 +161,16 @@ impl Progress {
         }
         let tenth = done.saturating_mul(10) / self.total.max(1);
         if tenth > self.printed.1 && self.printed.0.elapsed() >= LINE_EVERY {
-            note(format_args!("{}: {} of {}", self.label, megabytes(done), megabytes(self.total)));
+            match self.unit {
+                Unit::Bytes => {
+                    note(format_args!("{}: {} of {}", self.label, megabytes(done), megabytes(self.total)));
+                }
+                Unit::Share => {
+                    let left = (self.total - done) as f64 / done as f64;
+                    let left = HumanDuration(self.started.elapsed().mul_f64(left));
+                    note(format_args!("{}: {} %, {left} left", self.label, done * 100 / self.total));
+                }
+            }
             self.printed = (Instant::now(), tenth);
         }
     }
