@@ -1,11 +1,16 @@
-//! Small files of reference logits that say they are large: what is allocated follows from the bytes that are there.
+//! Small files that say they are large: what is allocated follows from the bytes that are there.
 
 #[path = "../../../runtime/tests/common/peak.rs"]
 mod peak;
 
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use lutite_cli::judge::base::BaseReader;
+use lutite_cli::judge::choices::journal::Journal;
+use lutite_cli::judge::choices::lines::{Lines, Request};
 use peak::peak_of;
 use std::fs;
+use std::io::Write;
 use std::path::PathBuf;
 use tempfile::TempDir;
 
@@ -38,5 +43,34 @@ fn reference_logits() {
         // 8 KiB of it are the buffer of the file.
         assert!(peak <= 64 << 10, "{context} x {vocab} x {chunks}: {peak} bytes held");
         result.expect_err("accepted");
+    }
+}
+
+/// Requests: compressed, a line may be a thousand times as long as the file, up to the longest that there may be.
+#[test]
+fn requests() {
+    let gzip = |byte: u8, count: usize| {
+        let mut gz = GzEncoder::new(Vec::new(), Compression::best());
+        gz.write_all(&vec![byte; count]).unwrap();
+        gz.finish().unwrap()
+    };
+    let deep = "[".repeat(900);
+    for bytes in [gzip(b' ', 900_000), gzip(b'[', 900_000), gzip(b'\n', 900_000), deep.into_bytes()] {
+        let (_folder, path) = file(&bytes);
+        let (result, peak) = peak_of(|| Request::next(&mut Lines::open(&path).unwrap()));
+        assert!(peak <= 3 << 20, "{peak} bytes held");
+        assert!(!matches!(result, Ok(Some(_))), "accepted");
+    }
+}
+
+/// Journals: what is in the file, and no more.
+#[test]
+fn journals() {
+    let header = serde_json::json!({ "lutite_eval": 1 });
+    let long = format!("{header}\n{{\"log_probs\":[{}", "0,".repeat(400));
+    for bytes in [&b"[[[["[..], long.as_bytes(), &[b'x'; 1000]] {
+        let (_folder, path) = file(bytes);
+        let (_, peak) = peak_of(|| Journal::open(&path, &header, |_| Ok(())));
+        assert!(peak <= 64 << 10, "{peak} bytes held");
     }
 }

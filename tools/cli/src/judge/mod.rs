@@ -1,6 +1,7 @@
-//! Judging a model by the probabilities that it gives to a text: the mathematics behind `perplexity` and `kl`.
+//! Judging a model by the probabilities that it gives to a text: the mathematics behind `perplexity`, `kl` and `eval`.
 
 pub mod base;
+pub mod choices;
 pub(crate) mod loss;
 pub mod protocol;
 pub mod score;
