@@ -77,5 +77,6 @@ fn dispatch(verb: &Verb) -> anyhow::Result<()> {
         Verb::Doctor(args) => cmd::doctor::doctor(args),
         Verb::Perplexity(args) => cmd::perplexity::perplexity(args),
         Verb::Kl(args) => cmd::kl::kl(args),
+        Verb::Eval(args) => cmd::eval::eval(args),
     }
 }

@@ -13,9 +13,9 @@ mod verbs;
 
 pub use shared::{Bits, CacheType, EngineArgs, Limit, ModelArgs, SamplingArgs, Seed};
 pub use verbs::{
-    BenchArgs, BenchFormat, ChatArgs, DoctorArgs, ExportArgs, FloatType, InspectArgs, KernelPath, KlArgs,
-    ListArgs, ListFormat, Method, Params, PerplexityArgs, Protocol, PullArgs, QuantizeArgs, RmArgs, RunArgs,
-    Synthetic, TalkArgs, TextArgs, VerifyArgs,
+    BenchArgs, BenchFormat, ChatArgs, DoctorArgs, EvalArgs, ExportArgs, FloatType, InspectArgs, KernelPath,
+    KlArgs, ListArgs, ListFormat, Method, Params, PerplexityArgs, Protocol, PullArgs, QuantizeArgs, RmArgs,
+    RunArgs, Synthetic, TalkArgs, TextArgs, VerifyArgs,
 };
 
 use crate::places;
@@ -64,6 +64,8 @@ pub enum Verb {
     Perplexity(PerplexityArgs),
     /// Measure how far a model's predictions are from a reference's
     Kl(KlArgs),
+    /// Measure how many multiple-choice questions a model answers rightly
+    Eval(EvalArgs),
     /// Measure speed, in llama-bench's tests and table
     Bench(BenchArgs),
     /// Say what this machine has and what would be slow, and why; measure and keep what is fastest on it
@@ -86,6 +88,7 @@ impl Verb {
             Self::Inspect(_) => "inspect",
             Self::Perplexity(_) => "perplexity",
             Self::Kl(_) => "kl",
+            Self::Eval(_) => "eval",
             Self::Bench(_) => "bench",
             Self::Doctor(_) => "doctor",
         }
@@ -98,6 +101,7 @@ impl Verb {
             Self::Inspect(args) => Some(&mut args.model),
             Self::Perplexity(args) => Some(&mut args.model),
             Self::Kl(args) => Some(&mut args.model),
+            Self::Eval(args) => Some(&mut args.model),
             Self::Bench(args) => Some(&mut args.model),
             Self::Pull(_)
             | Self::List(_)

@@ -130,6 +130,10 @@ fn the_tools() {
     assert_eq!(verb!(Kl, parse_line("kl a.gguf -f a.txt")).reference, "plain");
     assert!(verb!(Kl, parse_line("kl a.gguf -f a.txt --base x.kld")).base.is_some());
     assert!(verb!(Kl, parse_line("kl a.gguf --kl-divergence-base x.kld")).text.file.is_none());
+    let eval = verb!(Eval, parse_line("eval a.gguf --task x --task y.gz --limit 5 --resume j -c 9"));
+    assert_eq!((eval.model.named(), eval.tasks.len(), eval.limit), ("a.gguf", 2, Limit(Some(5))));
+    assert!(eval.resume.is_some() && eval.ctx_size.is_some() && eval.path == KernelPath::Lut);
+    assert_eq!(verb!(Eval, with_file("[eval]\ntask = ['a', 'b']", "eval")).tasks.len(), 2);
     for spelling in ["--save-base", "--kl-divergence-base", "--save-all-logits"] {
         let line = format!("perplexity -f a.txt {spelling} x.kld");
         assert!(verb!(Perplexity, parse_line(&line)).save_base.is_some());
@@ -167,6 +171,8 @@ fn usage_errors() {
         "perplexity -f a.txt --positions 9 --save-base b",
         "kl a.gguf",
         "kl -f a.txt --base x --reference y",
+        "eval a.gguf",
+        "eval --task a --limit -2",
         "bench --synthetic gpt5",
         "bench a.gguf --synthetic smollm2",
         "bench -o xml",

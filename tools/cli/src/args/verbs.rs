@@ -281,6 +281,45 @@ pub struct KlArgs {
     pub json: bool,
 }
 
+/// `lutite eval`
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "A task is a file of JSON lines, plain or compressed by gzip, with an answer to a question in each:\n\n  \
+                  {\"doc_id\": 0, \"uncond\": false, \"idx\": 0, \"context\": \"Question: ...\\nAnswer:\", \
+                  \"continuation\": \" a star\", \"label\": 0}\n\n\
+                  doc_id says which lines belong together, idx numbers the answers from 0, and label is the right one. \
+                  Lines with \"uncond\": true are the same answers without the question.\n\n\
+                  Of the answers counts the one with the highest log-probability (acc), with the highest per character \
+                  (acc_norm), or with the highest less that without the question (acc_uncond; lm-evaluation-harness's \
+                  acc_mutual_info). Tokens, cuts and errors are as lm-evaluation-harness has them."
+)]
+pub struct EvalArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A file of multiple-choice questions; may be given several times
+    #[arg(long = "task", id = "task", value_name = "FILE", required = true)]
+    pub tasks: Vec<PathBuf>,
+    /// Most documents of each task; -1 is all
+    #[arg(long, value_name = "N", default_value = "-1", allow_negative_numbers = true)]
+    pub limit: Limit,
+    /// Keep what is done in this file, and go on from it if it is there
+    #[arg(long, value_name = "FILE")]
+    pub resume: Option<PathBuf>,
+    /// Tokens of a question and its answer that the model reads at most [default: all it was trained for]
+    #[arg(short, long, value_name = "N")]
+    pub ctx_size: Option<NonZeroU32>,
+    /// Kernels to compute with
+    #[arg(long, default_value = "lut")]
+    pub path: KernelPath,
+    /// How it is held and run.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// The text to measure on. The two protocols' numbers are not to be compared.
 #[derive(Args, Clone, Debug)]
 pub struct TextArgs {

@@ -1,4 +1,4 @@
-//! What `perplexity` and `kl` share: the text, the session, the form of the answer.
+//! What `perplexity`, `kl` and `eval` share: the text, the session, the form of the answer.
 
 use crate::args::{EngineArgs, KernelPath, Protocol, TextArgs};
 use crate::judge::protocol::Cut;
@@ -10,6 +10,7 @@ use lutite_models::{Model, OpenOptions, Path, Tokenizer};
 use lutite_runtime::decode::{Decoder, Logits};
 use lutite_runtime::kv::{KvType, KvTypes};
 use serde_json::{Value, json};
+use std::fmt::Display;
 use std::time::Instant;
 
 /// Reads the text and cuts it for a model with this tokenizer.
@@ -104,12 +105,11 @@ pub(super) fn name(protocol: Protocol) -> &'static str {
 }
 
 /// The error for logits that no score can be made of.
-pub(super) fn not_finite(source: &Source, chunk: usize) -> anyhow::Error {
+pub(super) fn not_finite(source: &Source, place: impl Display) -> anyhow::Error {
     let file = source.path.display();
     anyhow::anyhow!(
-        "{file} computed a number that is not finite in chunk {}; the file is damaged, or its weights are \
-         too large for -ctk f16 (try -ctk f32 -ctv f32)",
-        chunk + 1
+        "{file} computed a number that is not finite in {place}; the file is damaged, or its weights are \
+         too large for -ctk f16 (try -ctk f32 -ctv f32)"
     )
 }
 

@@ -167,7 +167,8 @@ pub(crate) fn kl(args: &KlArgs) -> anyhow::Result<()> {
                 score::compare(rows.row(t, vocab), &logits[t * vocab..(t + 1) * vocab], step.targets[t])
             });
             for one in compared {
-                let one = one.ok_or_else(|| evaluate::not_finite(&source, i))?;
+                let one =
+                    one.ok_or_else(|| evaluate::not_finite(&source, format_args!("chunk {}", i + 1)))?;
                 mean.push(one.kl);
                 all.push(one);
             }

@@ -43,7 +43,8 @@ pub(crate) fn perplexity(args: &PerplexityArgs) -> anyhow::Result<()> {
             let row = |t: usize| &logits[t * vocab..(t + 1) * vocab];
             let nlls = score::each(threads, step.targets.len(), |t| score::nll(row(t), step.targets[t]));
             for nll in nlls {
-                scores.push(nll.ok_or_else(|| evaluate::not_finite(&source, i))?);
+                scores
+                    .push(nll.ok_or_else(|| evaluate::not_finite(&source, format_args!("chunk {}", i + 1)))?);
             }
             if let Some(base) = &mut base {
                 (0..step.targets.len()).try_for_each(|t| base.row(row(t)))?;
