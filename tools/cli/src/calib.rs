@@ -7,7 +7,9 @@ use crate::load::{self, Packing, Source};
 use crate::ui::Progress;
 use crate::{interrupt, ui};
 use anyhow::Context;
+use lutite_kernels::isa::Isa;
 use lutite_models::OpenOptions;
+use lutite_models::config::Config;
 use lutite_quant::calibrate::{LENGTH, spread};
 use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::sample::{Sampler, SamplerConfig};
@@ -22,24 +24,25 @@ pub(crate) fn sequences(
     tokens: usize,
     threads: usize,
 ) -> anyhow::Result<Vec<Vec<u32>>> {
+    let length = LENGTH.min(Config::read(&load::gguf(source)?)?.context);
     match text {
-        Some(file) => of_text(source, file, tokens),
-        None => sampled(source, tokens, threads),
+        Some(file) => of_text(source, file, tokens, length),
+        None => sampled(source, tokens, length, threads),
     }
 }
 
 /// Parts of a text that are spread evenly over it.
-fn of_text(source: &Source, file: &Path, tokens: usize) -> anyhow::Result<Vec<Vec<u32>>> {
+fn of_text(source: &Source, file: &Path, tokens: usize, length: usize) -> anyhow::Result<Vec<Vec<u32>>> {
     let text =
         std::fs::read_to_string(file).with_context(|| format!("cannot read the text {}", file.display()))?;
     let tokenizer = load::tokenizer(source)?;
     let all = tokenizer.encode(&text, false, false);
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-    let sequences = spread(&all, bos, tokens);
+    let sequences = spread(&all, bos, length, tokens);
     let (found, file) = (all.len(), file.display());
     anyhow::ensure!(
         !sequences.is_empty(),
-        "{file} has {found} tokens only, less than a sequence of {LENGTH}; calibrate with more text"
+        "{file} has {found} tokens only, less than a sequence of {length}; calibrate with more text"
     );
     if found < tokens {
         ui::warn(format_args!("{file} has {found} tokens only; {tokens} were asked for (--calib-tokens)"));
@@ -49,7 +52,7 @@ fn of_text(source: &Source, file: &Path, tokens: usize) -> anyhow::Result<Vec<Ve
 
 /// What the model writes, from random first tokens on. A sequence depends on its number only, so that threads may share the
 /// work.
-fn sampled(source: &Source, tokens: usize, threads: usize) -> anyhow::Result<Vec<Vec<u32>>> {
+fn sampled(source: &Source, tokens: usize, length: usize, threads: usize) -> anyhow::Result<Vec<Vec<u32>>> {
     let packed = Source {
         path: source.path.clone(),
         files: source.files.clone(),
@@ -59,16 +62,12 @@ fn sampled(source: &Source, tokens: usize, threads: usize) -> anyhow::Result<Vec
     let packed = load::pack(packed, &Packing::exact(threads, false))?;
     let tokenizer = load::tokenizer(source)?;
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-    let count = tokens.div_ceil(LENGTH);
-    let bar = Mutex::new(Progress::bytes("sampling text from the model (tokens)", (count * LENGTH) as u64));
+    let count = tokens.div_ceil(length);
+    let bar = Mutex::new(Progress::share("writing text to calibrate with", (count * length) as u64));
     let (next, written) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let work = || -> anyhow::Result<Vec<(usize, Vec<u32>)>> {
-        let options = OpenOptions {
-            workers: 1,
-            context: Some(LENGTH),
-            batch: 1,
-            ..OpenOptions::new(lutite_kernels::isa::Isa::from_env()?)
-        };
+        let options =
+            OpenOptions { workers: 1, context: Some(length), batch: 1, ..OpenOptions::new(Isa::from_env()?) };
         let mut model = load::model(&packed, &options)?;
         let mut done = Vec::new();
         loop {
@@ -90,13 +89,13 @@ fn sampled(source: &Source, tokens: usize, threads: usize) -> anyhow::Result<Vec
             if sequence.is_empty() {
                 sequence.push((i * 7919 % model.vocab()) as u32);
             }
-            for position in 0..LENGTH - 1 {
+            for position in 0..length - 1 {
                 interrupt::check(interrupt::flag())?;
                 let Some(token) = sequence.get(position).copied() else { break };
                 let logits = model.step(&[token], Phase::Answer, Logits::Last)?;
                 sequence.push(sampler.sample(logits, position as u64 + 1)?);
             }
-            let written = written.fetch_add(LENGTH, Ordering::Relaxed) + LENGTH;
+            let written = written.fetch_add(length, Ordering::Relaxed) + length;
             if let Ok(mut bar) = bar.lock() {
                 bar.set(written as u64);
             }

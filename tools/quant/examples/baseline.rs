@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
     let all = tokenizer.encode(&std::fs::read_to_string(text)?, false, false);
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-    let sequences = calibrate::spread(&all, bos, tokens.parse()?);
+    let sequences = calibrate::spread(&all, bos, calibrate::LENGTH, tokens.parse()?);
     let folder = format!("{out}.work");
     let threads = std::thread::available_parallelism()?.get();
     let cancel = AtomicBool::new(false);
@@ -59,7 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             folder: Path::new(&folder),
             isa: Isa::from_env()?,
             threads,
-            progress: &|done, total| eprintln!("{done} of {total} weights"),
+            progress: &|p| eprintln!("{} of {} weights", p.done, p.total),
             cancel: &cancel,
         },
     )?;

@@ -16,7 +16,7 @@ mod pack;
 mod plan;
 mod tile;
 
-pub use calibrate::{CalibrateJob, Fits, HlqCd, calibrate};
+pub use calibrate::{CalibrateJob, Fits, HlqCd};
 pub use error::{Error, Result};
 pub use export::{Export, FloatType};
 pub use imatrix::Imatrix;

@@ -9,8 +9,9 @@ use crate::{calib, interrupt, load, ui};
 use anyhow::Context;
 use lutite_kernels::isa::Isa;
 use lutite_kernels::pack::ParamKind;
-use lutite_quant::{Bits, CalibrateJob, Fits, HlqCd, Imatrix, PackOptions, Plan};
-use lutite_runtime::os::map::Map;
+use lutite_models::config::Config;
+use lutite_quant::{Bits, CalibrateJob, Fits, HlqCd, Imatrix, PackOptions, Plan, calibrate};
+use lutite_runtime::os::{map::Map, memory};
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -69,7 +70,7 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     cache::pack(&packing, &plan, Some(&args.out_file))?;
     if fits.is_some() {
         // The result is whole; what stays of the folder is a waste of space and no harm.
-        let _ = lutite_quant::calibrate::forget(&work);
+        let _ = calibrate::forget(&work);
     }
     ui::note(format_args!(
         "{}: {} from {}, {:.3} bits per weight, in {:.1} s",
@@ -94,17 +95,30 @@ fn fit(
     let sequences =
         calib::sequences(source, args.calib.as_deref(), args.calib_tokens.get() as usize, threads)?;
     let tokens: usize = sequences.iter().map(Vec::len).sum();
-    let label = format!("fitting with {tokens} tokens (weights)");
+    let gguf = load::gguf(source)?;
+    let need = calibrate::memory_bytes(&Config::read(&gguf)?);
+    if let Some(m) = memory::available()
+        && need > m.bytes
+    {
+        let (need, have, by) = (need >> 20, m.bytes >> 20, m.bound_by);
+        anyhow::bail!(
+            "not enough memory: fitting with text needs {need} MiB, but {have} MiB are available (bound by {by}); \
+             --method als needs next to none"
+        );
+    }
     let bar = Mutex::new(None);
-    let progress = |done: u64, total: u64| {
-        if let Ok(mut bar) = bar.lock() {
-            bar.get_or_insert_with(|| Progress::bytes(&label, total)).set(done);
+    let progress = |p: calibrate::Progress| {
+        let Ok(mut bar) = bar.lock() else { return };
+        if p.resumed > 0 && bar.is_none() {
+            ui::note(format_args!("going on behind {} finished layers in {}", p.resumed, work.display()));
         }
+        bar.get_or_insert_with(|| Progress::share(&format!("fitting with {tokens} tokens"), p.total))
+            .set(p.done);
     };
-    let fits = lutite_quant::calibrate(
+    let fits = calibrate::calibrate(
         plan,
         &CalibrateJob {
-            source: &load::gguf(source)?,
+            source: &gguf,
             file: &source.file,
             name: &format!("{hash:016x}"),
             sequences: &sequences,

@@ -23,6 +23,7 @@ use lutite_kernels::isa::Isa;
 use lutite_kernels::pack::Packed;
 use lutite_models::Blocks;
 use lutite_models::blocks::{END, GROUPS, PART};
+use lutite_models::config::Config;
 use lutite_runtime::store::{Gguf, ModelFile, PackedInfo};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -80,19 +81,31 @@ impl Method for HlqCd {
     }
 }
 
-/// Tokens of a sequence.
+/// Tokens of a sequence, as far as the model has positions.
 pub const LENGTH: usize = 512;
 
-/// Sequences of [`LENGTH`], about `tokens` tokens in all, that are spread evenly over a text; fewer where the text is short.
-pub fn spread(text: &[u32], bos: Option<u32>, tokens: usize) -> Vec<Vec<u32>> {
-    let length = LENGTH - usize::from(bos.is_some());
-    let count = tokens.div_ceil(LENGTH).min(text.len() / length);
+/// Sequences of `length`, about `tokens` tokens in all, that are spread evenly over a text; fewer where the text is short.
+pub fn spread(text: &[u32], bos: Option<u32>, length: usize, tokens: usize) -> Vec<Vec<u32>> {
+    let wanted = tokens.div_ceil(length.max(1));
+    let length = length.saturating_sub(usize::from(bos.is_some())).max(1);
+    let count = wanted.min(text.len() / length);
     let room = text.len().saturating_sub(length);
     let part = |i: usize| {
         let at = if count > 1 { i * room / (count - 1) } else { 0 };
         bos.into_iter().chain(text[at..at + length].iter().copied()).collect()
     };
     (0..count).map(part).collect()
+}
+
+/// How far a calibration is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Layers that an earlier run had finished.
+    pub resumed: usize,
+    /// Weights fitted by this run.
+    pub done: u64,
+    /// Weights that this run is to fit.
+    pub total: u64,
 }
 
 /// What accompanies a calibration.
@@ -113,8 +126,8 @@ pub struct CalibrateJob<'a> {
     pub isa: Isa,
     /// Threads to compute on.
     pub threads: usize,
-    /// Called with weights done and in all.
-    pub progress: &'a (dyn Fn(u64, u64) + Sync),
+    /// Called when it begins, and with every fitted matrix.
+    pub progress: &'a (dyn Fn(Progress) + Sync),
     /// Set from elsewhere to stop; what is finished stays.
     pub cancel: &'a AtomicBool,
 }
@@ -131,6 +144,18 @@ pub fn calibrate(plan: &Plan<'_>, job: &CalibrateJob<'_>) -> Result<Fits> {
     pool.install(|| Run::new(plan, job)?.run())
 }
 
+/// Bytes that a calibration takes at most, beside what is mapped: a layer's weights three times (as they are, as they become,
+/// and one packed), the sums over its widest input in their five forms, and a few copies of a sequence.
+pub fn memory_bytes(c: &Config) -> u64 {
+    let n = |x: usize| x as u64;
+    let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+    let layer = n(c.dim) * n(2 * q + 2 * kv + 3 * c.ffn);
+    let widest = n(c.dim.max(q).max(c.ffn));
+    let sequence = n(LENGTH) * (2 * n(c.dim) + 4 * widest);
+    let terms = [layer.saturating_mul(3), widest.saturating_mul(widest).saturating_mul(5), sequence];
+    terms.into_iter().fold(0, u64::saturating_add).saturating_mul(4)
+}
+
 /// Removes what a calibration kept in its folder.
 ///
 /// # Errors
@@ -144,8 +169,7 @@ struct Run<'a> {
     job: &'a CalibrateJob<'a>,
     blocks: Blocks<'a>,
     journal: Journal,
-    done: u64,
-    total: u64,
+    progress: Progress,
 }
 
 impl<'a> Run<'a> {
@@ -169,9 +193,7 @@ impl<'a> Run<'a> {
             tokens.digest()
         );
         let journal = Journal::open(job.folder, &name)?;
-        let weights = |j: &Job<'_>| (j.info.shape.rows * j.info.shape.cols) as u64;
-        let total = fitted(plan).map(weights).sum();
-        Ok(Run { plan, job, blocks, journal, done: 0, total })
+        Ok(Run { plan, job, blocks, journal, progress: Progress { resumed: 0, done: 0, total: 0 } })
     }
 
     fn run(mut self) -> Result<Fits> {
@@ -179,17 +201,15 @@ impl<'a> Run<'a> {
         let dim = self.blocks.config().dim;
         let mut fits = self.journal.finished(layers, dim)?;
         fits.method = self.job.method.name();
-        let first = fits.layers();
-        if first == 0 {
+        self.progress.resumed = fits.layers();
+        let left = (fits.layers()..layers)
+            .flat_map(|layer| GROUPS.concat().into_iter().map(move |p| name(layer, p)));
+        self.progress.total = left.filter_map(|name| find(self.plan, &name)).map(|j| size(&j.info)).sum();
+        (self.job.progress)(self.progress);
+        if fits.layers() == 0 {
             self.embed()?;
         }
-        for layer in 0..layers {
-            if layer < first {
-                let names = GROUPS.concat().into_iter().map(|part| name(layer, part));
-                let jobs = names.filter_map(|name| find(self.plan, &name));
-                self.done += jobs.map(|j| (j.info.shape.rows * j.info.shape.cols) as u64).sum::<u64>();
-                continue;
-            }
+        for layer in fits.layers()..layers {
             self.blocks.load(layer)?;
             let mut finished = Vec::new();
             for group in 0..GROUPS.len() {
@@ -303,8 +323,8 @@ impl<'a> Run<'a> {
             }
             let error = (fit.error / fit.whole.max(f64::MIN_POSITIVE)) as f32;
             finished.push(Finished { info: (*info).clone(), parts: packed, error });
-            self.done += (info.shape.rows * info.shape.cols) as u64;
-            (self.job.progress)(self.done, self.total);
+            self.progress.done += size(info);
+            (self.job.progress)(self.progress);
         }
         Ok(())
     }
@@ -312,6 +332,10 @@ impl<'a> Run<'a> {
 
 fn name(layer: usize, part: &str) -> String {
     format!("blk.{layer}.{part}")
+}
+
+fn size(i: &PackedInfo) -> u64 {
+    (i.shape.rows * i.shape.cols) as u64
 }
 
 /// Matrices of layers that are to be fitted.

@@ -3,11 +3,11 @@
 //! The error of outputs is `D H D^T` with `D = Q - target`; its gradient, `D H`, goes along with every change.
 
 use crate::als::MAX_GROUP;
-use crate::als::group::{Coefs, Groups, MAX_LEVELS, Normal, Optimum, Solver};
+use crate::als::group::{Coefs, Groups, MAX_COEFS, MAX_LEVELS, Normal, Optimum, Solver};
 use crate::als::store::Steps;
-use crate::cd::inputs::Span;
+use crate::cd::inputs::{Form, Span};
 
-/// Pull of a refit towards the coefficients before, relative to the mean of the quadratic form's diagonal. It decides where
+/// Pull of a refit towards the coefficients before, relative to the sum of the quadratic form's diagonal. It decides where
 /// codes leave a coefficient open, and cannot raise the error.
 const RIDGE: f64 = 1e-6;
 
@@ -72,6 +72,7 @@ pub(super) struct Worker<const Q: usize> {
     solver: Solver<Q>,
     groups: Groups,
     group: usize,
+    sums: Sums,
 }
 
 /// Numbers of a group.
@@ -80,7 +81,7 @@ type Row = [f32; MAX_GROUP];
 impl<const Q: usize> Worker<Q> {
     /// For groups of `group` columns.
     pub(super) fn new(group: usize) -> Self {
-        Worker { solver: Solver::new(), groups: Groups::new(group, group), group }
+        Worker { solver: Solver::new(), groups: Groups::new(group, group), group, sums: Sums::new() }
     }
 
     /// First codes and coefficients of `w`, given `carried`, what the errors of earlier groups are in this one's `E L`.
@@ -97,7 +98,7 @@ impl<const Q: usize> Worker<Q> {
         }
         let target = &target[..g];
         let mut importance = [0.0; MAX_GROUP];
-        (0..g).for_each(|j| importance[j] = span.conditional[j * g + j]);
+        (0..g).for_each(|j| importance[j] = span.conditional.matrix[j * g + j]);
         if g != self.group {
             self.groups = Groups::new(g, self.group);
         }
@@ -120,8 +121,8 @@ impl<const Q: usize> Worker<Q> {
             let mut d = [0.0; MAX_GROUP];
             (0..g).for_each(|j| d[j] = levels.of(trial[j]) - target[j]);
             let mut gradient = [0.0; MAX_GROUP];
-            (0..g).for_each(|j| axpy(d[j], &span.conditional[j * g..(j + 1) * g], &mut gradient));
-            c = refit::<Q>(&span.conditional, trial, &gradient, &c).at;
+            (0..g).for_each(|j| axpy(d[j], &span.conditional.matrix[j * g..(j + 1) * g], &mut gradient));
+            c = self.sums.refit::<Q>(&span.conditional, trial, &gradient, &c).at;
         }
         best.1
     }
@@ -140,19 +141,19 @@ impl<const Q: usize> Worker<Q> {
         let mut force = steps.is_some_and(|(_, first)| first);
         let mut levels = Levels::<Q>::new(c);
         for _ in 0..TURNS {
-            let best = refit::<Q>(&span.h, codes, gradient, c);
+            let best = self.sums.refit::<Q>(&span.h, codes, gradient, c);
             let next = steps.map_or(best.at, |(steps, _)| steps.round_all::<Q>(&best));
             if force || best.excess::<Q>(&next) < best.excess::<Q>(c) {
                 let moved = Levels::<Q>::new(&next);
                 for j in 0..g {
                     let delta = moved.of(codes[j]) - levels.of(codes[j]);
-                    axpy(delta, &span.h[j * g..(j + 1) * g], gradient);
+                    axpy(delta, &span.h.matrix[j * g..(j + 1) * g], gradient);
                 }
                 (*c, levels, force) = (next, moved, false);
             }
             let mut changed = false;
             for j in (0..g).rev() {
-                let h = &span.h[j * g..(j + 1) * g];
+                let h = &span.h.matrix[j * g..(j + 1) * g];
                 let now = levels.of(codes[j]);
                 let code = levels.nearest(now - gradient[j] / h[j]);
                 if code != codes[j] {
@@ -197,31 +198,38 @@ fn round<const Q: usize>(span: &Span, target: &[f32], levels: &Levels<Q>, codes:
     error
 }
 
-/// The best coefficients for codes, near `c`, where the objective's quadratic form is `h` and its gradient `gradient`.
-fn refit<const Q: usize>(h: &[f32], codes: &[u8], gradient: &[f32], c: &Coefs) -> Optimum {
-    let g = codes.len();
-    // Sums of the rows of `h` by coefficient; all columns have the first one.
-    let mut sums = [[0.0f32; MAX_GROUP]; 9];
-    let mut normal = Normal::default();
-    let mut diagonal = 0.0;
-    for (j, row) in h.chunks_exact(g).enumerate() {
-        diagonal += f64::from(row[j]);
-        axpy(1.0, row, &mut sums[0]);
-        for p in 0..Q {
-            if codes[j] >> p & 1 == 1 {
-                axpy(1.0, row, &mut sums[p + 1]);
-            }
-        }
+/// Sums of a quadratic form's rows: of those whose codes have a plane's bit, for each plane.
+struct Sums(Box<[[f32; MAX_GROUP]; MAX_COEFS]>);
+
+impl Sums {
+    fn new() -> Sums {
+        Sums(Box::new([[0.0; MAX_GROUP]; MAX_COEFS]))
     }
-    for i in 0..=Q {
-        for j in 0..g {
-            if i == 0 || codes[j] >> (i - 1) & 1 == 1 {
-                normal.r[i] -= f64::from(gradient[j]);
-                for k in 0..=i {
-                    normal.n[i][k] += f64::from(sums[k][j]);
+
+    /// The best coefficients for codes, near `c`, where the objective's gradient is `gradient`.
+    fn refit<const Q: usize>(&mut self, h: &Form, codes: &[u8], gradient: &[f32], c: &Coefs) -> Optimum {
+        let g = codes.len();
+        let sums = &mut *self.0;
+        sums[0][..g].copy_from_slice(&h.sums);
+        sums[1..=Q].iter_mut().for_each(|s| s[..g].fill(0.0));
+        for (row, code) in h.matrix.chunks_exact(g).zip(codes) {
+            for p in 0..Q {
+                if code >> p & 1 == 1 {
+                    axpy(1.0, row, &mut sums[p + 1]);
                 }
             }
         }
+        let mut normal = Normal::default();
+        for i in 0..=Q {
+            for j in 0..g {
+                if i == 0 || codes[j] >> (i - 1) & 1 == 1 {
+                    normal.r[i] -= f64::from(gradient[j]);
+                    for k in 0..=i {
+                        normal.n[i][k] += f64::from(sums[k][j]);
+                    }
+                }
+            }
+        }
+        normal.solve::<Q>(c, RIDGE * h.trace)
     }
-    normal.solve::<Q>(c, RIDGE * diagonal)
 }

@@ -43,6 +43,25 @@ pub struct Inputs {
     pub(crate) upper: Vec<f32>,
 }
 
+/// A quadratic form over a group's columns.
+#[derive(Debug)]
+pub(crate) struct Form {
+    /// `[g][g]`, symmetric.
+    pub(crate) matrix: Vec<f32>,
+    /// `[g]`: sums of its rows.
+    pub(crate) sums: Vec<f32>,
+    /// Sum of its diagonal.
+    pub(crate) trace: f64,
+}
+
+impl Form {
+    fn new(matrix: Vec<f32>, g: usize) -> Form {
+        let sums = matrix.chunks_exact(g).map(|row| row.iter().sum()).collect();
+        let trace = (0..g).map(|i| f64::from(matrix[i * g + i])).sum();
+        Form { matrix, sums, trace }
+    }
+}
+
 /// A group among the positions.
 #[derive(Debug)]
 pub(crate) struct Span {
@@ -50,10 +69,10 @@ pub(crate) struct Span {
     pub(crate) at: Range<usize>,
     /// Which of the file's groups it is.
     pub(crate) index: usize,
-    /// `[g][g]`: its part of `h`.
-    pub(crate) h: Vec<f32>,
-    /// `[g][g]`: what `h` is once all earlier positions make up for this group's errors, `L_GG L_GG^T`.
-    pub(crate) conditional: Vec<f32>,
+    /// Its part of `h`.
+    pub(crate) h: Form,
+    /// What `h` is once all later columns make up for this group's errors, `L_GG L_GG^T`.
+    pub(crate) conditional: Form,
     /// `[g]`: the diagonal of `L_GG`.
     pub(crate) diagonal: Vec<f32>,
     /// `[g][g]`: row `i` has `L_ij / L_jj` for `j < i`, by which position `j` makes up for position `i`.
@@ -75,7 +94,7 @@ impl Span {
                 conditional[i * g + j] = (0..=i.min(j)).map(|k| u[k * g + i] * u[k * g + j]).sum();
             }
         }
-        Span { at, index, h, conditional, diagonal, feedback }
+        Span { at, index, h: Form::new(h, g), conditional: Form::new(conditional, g), diagonal, feedback }
     }
 }
 

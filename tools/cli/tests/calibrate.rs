@@ -1,0 +1,117 @@
+//! `quantize` with text, as a person runs it and as a system kills it, on a model of 260 thousand weights.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+const MODEL: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tests/data/reference/stories260K-f32.gguf");
+const STORY: &str = include_str!("data/story.txt");
+
+struct Home(tempfile::TempDir);
+
+impl Home {
+    /// With a text of some thousand tokens, `@text`.
+    fn new() -> Home {
+        let home = Home(tempfile::tempdir().unwrap());
+        fs::write(home.path("text"), STORY.repeat(8)).unwrap();
+        home
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn start(&self, line: &str) -> Child {
+        let words = line.split_whitespace().map(|w| match w {
+            "MODEL" => MODEL.into(),
+            w if w.starts_with('@') => self.path(&w[1..]).into_os_string(),
+            w => w.into(),
+        });
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lutite"));
+        command.args(words).env_clear().env("HOME", self.0.path());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Exit code and stderr.
+    fn run(&self, line: &str) -> (Option<i32>, String) {
+        let out = self.start(line).wait_with_output().unwrap();
+        (out.status.code(), String::from_utf8(out.stderr).unwrap())
+    }
+
+    fn fine(&self, line: &str) -> String {
+        let (code, said) = self.run(line);
+        assert_eq!(code, Some(0), "{line}: {said}");
+        said
+    }
+}
+
+#[test]
+fn killed_again_and_again_it_ends_with_the_same_bytes() {
+    let home = Home::new();
+    let line = "quantize MODEL --bits 2 --group 32 --calib @text --calib-tokens 2048 --no-measure -t 2 -o";
+    let said = home.fine(&format!("{line} @whole.gguf"));
+    assert!(said.contains("fitting with 2048 tokens") || said.contains("bits per weight"), "{said}");
+    assert!(!home.path("whole.gguf.work").exists());
+    let whole = fs::read(home.path("whole.gguf")).unwrap();
+
+    let (mut kills, mut resumed) = (0, false);
+    for wait in (20..).step_by(15) {
+        let mut child = home.start(&format!("{line} @killed.gguf"));
+        std::thread::sleep(Duration::from_millis(wait));
+        if child.try_wait().unwrap().is_none() {
+            child.kill().unwrap();
+            kills += 1;
+        }
+        let out = child.wait_with_output().unwrap();
+        resumed |= String::from_utf8_lossy(&out.stderr).contains("going on behind");
+        if out.status.success() {
+            break;
+        }
+        assert_eq!(out.status.code(), None, "{}", String::from_utf8_lossy(&out.stderr));
+    }
+    assert!(kills > 3 && resumed, "{kills} {resumed}");
+    assert_eq!(fs::read(home.path("killed.gguf")).unwrap(), whole);
+    assert!(!home.path("killed.gguf.work").exists());
+}
+
+#[test]
+fn without_a_text_the_model_writes_one() {
+    let home = Home::new();
+    let line = "quantize MODEL --bits 3 --group 32 --calib-tokens 1000 --no-measure";
+    let said = home.fine(&format!("{line} -o @a.gguf -t 1"));
+    assert!(said.contains("q3-g32-hlq8-cd"), "{said}");
+    home.fine(&format!("{line} -o @b.gguf -t 3"));
+    assert_eq!(fs::read(home.path("a.gguf")).unwrap(), fs::read(home.path("b.gguf")).unwrap());
+    // It is a model like any other.
+    let said = home.fine("run -m @a.gguf -p Once --chat-template none -n 8 -t 2");
+    assert!(said.contains("q3-g32-hlq8-cd"), "{said}");
+    // From 4 bits on, and where it is asked for, weights alone decide.
+    for how in ["--bits 4", "--bits 3 --method als"] {
+        let said = home.fine(&format!("quantize MODEL {how} --group 32 --no-measure -o @c.gguf"));
+        assert!(said.contains("hlq8:") && !said.contains("-cd"), "{said}");
+    }
+}
+
+#[test]
+fn what_cannot_be_calibrated_with_is_said() {
+    let home = Home::new();
+    fs::write(home.path("short"), "Once upon a time").unwrap();
+    fs::write(home.path("bytes"), [0xff, 0xfe, 0x00]).unwrap();
+    fs::create_dir(home.path("taken.gguf.work")).unwrap();
+    fs::write(home.path("taken.gguf.work/letter"), "dear").unwrap();
+    for (flags, why) in [
+        ("--calib @none -o @x.gguf", "cannot read the text"),
+        ("--calib @bytes -o @x.gguf", "cannot read the text"),
+        ("--calib @short -o @x.gguf", "calibrate with more text"),
+        ("--calib @text -o @taken.gguf", "nothing that a calibration left"),
+        ("--calib @text -o @x.gguf --work @short", "work folder"),
+    ] {
+        let (code, said) = home.run(&format!("quantize MODEL --bits 2 --group 32 --no-measure {flags}"));
+        assert_eq!(code, Some(1), "{flags}: {said}");
+        assert!(said.contains(why) && !home.path("x.gguf").exists(), "{flags}: {said}");
+    }
+    let said = home.fine("quantize MODEL --bits 2 --group 32 --calib @text --calib-tokens 99999 --no-measure -o @y.gguf");
+    assert!(said.contains("tokens only; 99999 were asked for"), "{said}");
+}

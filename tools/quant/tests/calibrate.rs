@@ -1,0 +1,165 @@
+//! Fitting with text: against the methods of others, and whatever happens on the way.
+
+#[allow(dead_code, reason = "one of them is for the comparison on real models only")]
+mod baselines;
+
+use baselines::Baseline;
+use lutite_kernels::isa::Isa;
+use lutite_kernels::pack::ParamKind;
+use lutite_models::Tokenizer;
+use lutite_quant::calibrate::{self, CalibrateJob, Fits, HlqCd, Method, calibrate};
+use lutite_quant::{Bits, Error, PackJob, PackOptions, Plan, pack_in_memory};
+use lutite_runtime::os::map::Map;
+use lutite_runtime::store::{Bytes, ModelFile};
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+const STORIES: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tests/data/reference/stories260K-f32.gguf");
+const TEXT: &str = include_str!("../../cli/tests/data/story.txt");
+
+fn options(planes: usize, kind: ParamKind) -> PackOptions {
+    PackOptions { bits: Bits::Planes(planes), group: 32, kind, ..PackOptions::exact() }
+}
+
+/// Calibrates the small model, until the progress has been told `stop` times.
+fn run(
+    method: &dyn Method,
+    options: &PackOptions,
+    folder: &Path,
+    isa: Isa,
+    threads: usize,
+    stop: usize,
+) -> Result<(Fits, Vec<u8>), Error> {
+    let file = ModelFile::from(&Bytes::new(Map::open(STORIES).unwrap()));
+    let gguf = file.gguf().unwrap();
+    let plan = Plan::new(&gguf, options).unwrap();
+    let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
+    let text = tokenizer.encode(TEXT, false, false);
+    let sequences = calibrate::spread(&text, tokenizer.bos(), 100, 400);
+    assert_eq!(sequences.len(), 4);
+    let (cancel, told) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let progress = |_| cancel.store(told.fetch_add(1, Ordering::Relaxed) >= stop, Ordering::Relaxed);
+    let fits = calibrate(
+        &plan,
+        &CalibrateJob {
+            source: &gguf,
+            file: &file,
+            name: "stories",
+            sequences: &sequences,
+            method,
+            folder,
+            isa,
+            threads,
+            progress: &progress,
+            cancel: &cancel,
+        },
+    )?;
+    let job = PackJob {
+        source: &gguf,
+        source_hash: 0,
+        imatrix: None,
+        fits: Some(&fits),
+        threads,
+        measure: None,
+        progress: &|_, _| {},
+        cancel: &AtomicBool::new(false),
+    };
+    let packed = pack_in_memory(&plan, &job).unwrap();
+    Ok((fits, packed))
+}
+
+/// Geometric mean over matrices.
+fn error(fits: &Fits) -> f64 {
+    let errors = fits.errors().unwrap();
+    assert_eq!(errors.len(), 5 * 7);
+    let logs: f64 = errors.iter().map(|(_, e)| f64::from(*e).ln()).sum();
+    (logs / errors.len() as f64).exp()
+}
+
+#[test]
+fn outputs_err_less_than_by_the_methods_of_others() {
+    let isa = Isa::detect();
+    let of = |method: &dyn Method, planes, kind| {
+        let folder = tempfile::tempdir().unwrap();
+        let options = options(planes, kind);
+        error(&run(method, &options, &folder.path().join("work"), isa, 2, usize::MAX).unwrap().0)
+    };
+    for (planes, share) in [(2, 0.75), (3, 0.75)] {
+        let [rtn, gptq, elutq] =
+            [Baseline::Rtn, Baseline::Gptq, Baseline::Elutq].map(|b| of(&b, planes, ParamKind::Hlq16));
+        let ours = [ParamKind::Hlq16, ParamKind::Hlq8].map(|kind| of(&HlqCd, planes, kind));
+        let all = format!("{planes} planes: {ours:?} against {rtn} {gptq} {elutq}");
+        assert!(ours.iter().all(|ours| *ours < share * elutq.min(gptq)) && gptq < rtn, "{all}");
+    }
+}
+
+#[test]
+fn threads_and_interruptions_change_no_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let isa = Isa::detect();
+    let options = options(2, ParamKind::Hlq8);
+    let work = folder.path().join("work");
+    let whole = run(&HlqCd, &options, &work, isa, 1, usize::MAX).unwrap().1;
+    calibrate::forget(&work).unwrap();
+    assert!(!work.exists());
+    assert_eq!(run(&HlqCd, &options, &work, isa, 3, usize::MAX).unwrap().1, whole);
+    calibrate::forget(&work).unwrap();
+    // A matrix or two at a time: no layer would ever be finished, but for the last matrices of one.
+    for stop in [3, 7, 9, 20] {
+        let stopped = run(&HlqCd, &options, &work, isa, 2, stop);
+        assert!(matches!(stopped, Err(Error::Interrupted)), "{stop}");
+    }
+    assert!(work.join("layer.1.gguf").exists());
+    assert_eq!(run(&HlqCd, &options, &work, isa, 2, usize::MAX).unwrap().1, whole);
+    // Once more, from what is all there; and from what is damaged.
+    assert_eq!(run(&HlqCd, &options, &work, isa, 2, usize::MAX).unwrap().1, whole);
+    for damage in ["layer.2.gguf", "x.5", "layer.4.gguf"] {
+        let file = work.join(damage);
+        let mut bytes = fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&file, bytes).unwrap();
+        assert_eq!(run(&HlqCd, &options, &work, isa, 2, usize::MAX).unwrap().1, whole, "{damage}");
+    }
+    // Of another job nothing is used.
+    let other = PackOptions { bits: Bits::Planes(3), ..options };
+    let found = run(&HlqCd, &other, &work, isa, 2, usize::MAX).unwrap().1;
+    calibrate::forget(&work).unwrap();
+    assert_eq!(run(&HlqCd, &other, &work, isa, 2, usize::MAX).unwrap().1, found);
+    assert_ne!(found, whole);
+}
+
+#[test]
+fn a_folder_of_something_else_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("letter.txt"), "dear").unwrap();
+    let options = options(2, ParamKind::Hlq8);
+    let refused = run(&HlqCd, &options, folder.path(), Isa::detect(), 1, usize::MAX).map(|_| ());
+    assert!(refused.unwrap_err().to_string().contains("nothing that a calibration left"));
+    assert_eq!(fs::read_to_string(folder.path().join("letter.txt")).unwrap(), "dear");
+}
+
+#[test]
+fn tiers_change_no_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let packed = |isa: Isa| {
+        let work = folder.path().join(isa.name());
+        run(&HlqCd, &options(2, ParamKind::Hlq8), &work, isa, 2, usize::MAX).unwrap().1
+    };
+    let first = packed(Isa::scalar());
+    assert!(Isa::available().into_iter().all(|isa| packed(isa) == first));
+}
+
+#[test]
+fn parts_of_a_text_are_spread_over_it() {
+    let text: Vec<u32> = (0..1000).collect();
+    let parts = calibrate::spread(&text, Some(7), 11, 44);
+    assert_eq!(parts.len(), 4);
+    assert!(parts.iter().all(|p| p.len() == 11 && p[0] == 7 && p[1..].is_sorted_by(|a, b| a + 1 == *b)));
+    assert_eq!((parts[0][1], parts[3][10]), (0, 999));
+    assert_eq!(calibrate::spread(&text, None, 400, 4000).len(), 2);
+    assert_eq!(calibrate::spread(&text[..5], None, 10, 40).len(), 0);
+    assert_eq!(calibrate::spread(&[], Some(1), 1, 40).len(), 0);
+}
