@@ -25,7 +25,7 @@ impl Gram {
     /// # Errors
     /// When the memory cannot be had.
     pub fn new(n: usize) -> Result<Gram> {
-        let len = n.checked_mul(n).unwrap_or(usize::MAX);
+        let len = n.saturating_mul(n);
         Ok(Gram { n, h: zeros(len, "sums of the inputs' products")? })
     }
 
