@@ -114,7 +114,7 @@ def arguments():
     parser.add_argument("--model", metavar="FILE", required=True, help="a GGUF file that is not packed")
     parser.add_argument("--calib", metavar="FILE", required=True, help="text to calibrate with")
     parser.add_argument("--text", metavar="FILE", required=True, help="text to judge by")
-    parser.add_argument("--tokens", metavar="N", type=int, default=8192, help="tokens to calibrate with")
+    parser.add_argument("--tokens", metavar="N", type=int, default=16384, help="tokens to calibrate with")
     parser.add_argument("--chunks", metavar="N", type=int, default=16, help="chunks of 512 tokens to judge by")
     parser.add_argument("--only", metavar="REGEX", default="", help="cases whose name matches, e.g. cd-q2")
     parser.add_argument("--out", metavar="DIR", required=True, help="what is there already is not computed again")

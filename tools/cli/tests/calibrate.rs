@@ -112,6 +112,8 @@ fn what_cannot_be_calibrated_with_is_said() {
         assert_eq!(code, Some(1), "{flags}: {said}");
         assert!(said.contains(why) && !home.path("x.gguf").exists(), "{flags}: {said}");
     }
-    let said = home.fine("quantize MODEL --bits 2 --group 32 --calib @text --calib-tokens 99999 --no-measure -o @y.gguf");
+    let said = home.fine(
+        "quantize MODEL --bits 2 --group 32 --calib @text --calib-tokens 99999 --no-measure -o @y.gguf",
+    );
     assert!(said.contains("tokens only; 99999 were asked for"), "{said}");
 }

@@ -160,7 +160,7 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "FILE")]
     pub calib: Option<PathBuf>,
     /// Tokens to calibrate with
-    #[arg(long, value_name = "N", default_value = "8192")]
+    #[arg(long, value_name = "N", default_value = "16384")]
     pub calib_tokens: NonZeroU32,
     /// Folder for what is finished, to go on after an interruption [default: OUT.work]
     #[arg(long, value_name = "DIR")]

@@ -3,7 +3,7 @@
 //! Sequences of tokens flow through the model. Layer by layer, and within a layer by groups of matrices that share an
 //! input: sums over what flows in ([`Gram`]), then the group's matrices are fitted to it and take part as they were fitted,
 //! so that all later ones see the errors of all earlier ones and can make up for them. One layer is in memory at a time; what
-//! flows between layers lies in files, and finished layers are kept ([`journal`]), so that a calibration that was killed goes
+//! flows between layers lies in files, and finished layers are kept (`journal`), so that a calibration that was killed goes
 //! on where it was, to the same bytes.
 
 mod journal;
