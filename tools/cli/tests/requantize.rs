@@ -54,8 +54,10 @@ fn run_measures_once_and_tells_always() {
 fn quantize_and_inspect_tell_the_loss() {
     let home = tempfile::tempdir().unwrap();
     let loss = |bits: u32| {
-        let (_, told) =
-            fine(&home, &format!("quantize MODEL -o @{bits}.gguf --bits {bits} --head-bits {bits} -t 2"));
+        let (_, told) = fine(
+            &home,
+            &format!("quantize MODEL -o @{bits}.gguf --bits {bits} --head-bits {bits} --method als -t 2"),
+        );
         let told = warning(&told).unwrap().to_owned();
         let (json, _) = fine(&home, &format!("inspect @{bits}.gguf --json"));
         let loss = serde_json::from_str::<Value>(&json).unwrap()["packed"]["loss"].clone();
@@ -69,7 +71,7 @@ fn quantize_and_inspect_tell_the_loss() {
     assert!(two.0 > 2.0 * four.0 && four.0 > 2.0 * eight.0 && eight.0 > 0.0, "{two:?} {four:?} {eight:?}");
     assert!(two.1 < four.1 && four.1 < eight.1 && eight.1 > 0.9, "{two:?} {four:?} {eight:?}");
 
-    let (_, told) = fine(&home, "quantize MODEL -o @none.gguf --bits 2 --no-measure");
+    let (_, told) = fine(&home, "quantize MODEL -o @none.gguf --bits 2 --method als --no-measure");
     assert!(warning(&told).unwrap().ends_with("q2-g64-hlq8: loss not measured"), "{told}");
     let (code, _, stderr) = lutite(&home, "run -m @none.gguf -p Once --bits 2");
     assert!(code == Some(1) && stderr.contains("packed already"), "{stderr}");
