@@ -29,7 +29,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         "elutq" => (Box::new(Baseline::Elutq), ParamKind::Hlq16),
         "gptq" => (Box::new(Baseline::Gptq), ParamKind::Hlq16),
         "rtn" => (Box::new(Baseline::Rtn), ParamKind::Hlq16),
-        "cd" => (Box::new(HlqCd), ParamKind::Hlq8),
+        cd if cd.starts_with("cd") => {
+            (Box::new(HlqCd { shift: cd[2..].parse().unwrap_or(0) }), ParamKind::Hlq8)
+        }
         other => return Err(format!("no method {other}").into()),
     };
     let file = ModelFile::from(&Bytes::new(Map::open(Path::new(model))?));

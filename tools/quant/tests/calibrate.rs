@@ -89,7 +89,7 @@ fn outputs_err_less_than_by_the_methods_of_others() {
     for (planes, share) in [(2, 0.75), (3, 0.75)] {
         let [rtn, gptq, elutq] =
             [Baseline::Rtn, Baseline::Gptq, Baseline::Elutq].map(|b| of(&b, planes, ParamKind::Hlq16));
-        let ours = [ParamKind::Hlq16, ParamKind::Hlq8].map(|kind| of(&HlqCd, planes, kind));
+        let ours = [ParamKind::Hlq16, ParamKind::Hlq8].map(|kind| of(&HlqCd::default(), planes, kind));
         let all = format!("{planes} planes: {ours:?} against {rtn} {gptq} {elutq}");
         assert!(ours.iter().all(|ours| *ours < share * elutq.min(gptq)) && gptq < rtn, "{all}");
     }
@@ -101,33 +101,34 @@ fn threads_and_interruptions_change_no_byte() {
     let isa = Isa::detect();
     let options = options(2, ParamKind::Hlq8);
     let work = folder.path().join("work");
-    let whole = run(&HlqCd, &options, &work, isa, 1, usize::MAX).unwrap().1;
+    let method = HlqCd::default();
+    let whole = run(&method, &options, &work, isa, 1, usize::MAX).unwrap().1;
     calibrate::forget(&work).unwrap();
     assert!(!work.exists());
-    assert_eq!(run(&HlqCd, &options, &work, isa, 3, usize::MAX).unwrap().1, whole);
+    assert_eq!(run(&method, &options, &work, isa, 3, usize::MAX).unwrap().1, whole);
     calibrate::forget(&work).unwrap();
     // A matrix or two at a time: no layer would ever be finished, but for the last matrices of one.
     for stop in [3, 7, 9, 20] {
-        let stopped = run(&HlqCd, &options, &work, isa, 2, stop);
+        let stopped = run(&method, &options, &work, isa, 2, stop);
         assert!(matches!(stopped, Err(Error::Interrupted)), "{stop}");
     }
     assert!(work.join("layer.1.gguf").exists());
-    assert_eq!(run(&HlqCd, &options, &work, isa, 2, usize::MAX).unwrap().1, whole);
+    assert_eq!(run(&method, &options, &work, isa, 2, usize::MAX).unwrap().1, whole);
     // Once more, from what is all there; and from what is damaged.
-    assert_eq!(run(&HlqCd, &options, &work, isa, 2, usize::MAX).unwrap().1, whole);
-    for damage in ["layer.2.gguf", "x.5", "layer.4.gguf"] {
+    assert_eq!(run(&method, &options, &work, isa, 2, usize::MAX).unwrap().1, whole);
+    for damage in ["layer.2.gguf", "x.5", "reference-x.5", "layer.4.gguf"] {
         let file = work.join(damage);
         let mut bytes = fs::read(&file).unwrap();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         fs::write(&file, bytes).unwrap();
-        assert_eq!(run(&HlqCd, &options, &work, isa, 2, usize::MAX).unwrap().1, whole, "{damage}");
+        assert_eq!(run(&method, &options, &work, isa, 2, usize::MAX).unwrap().1, whole, "{damage}");
     }
     // Of another job nothing is used.
     let other = PackOptions { bits: Bits::Planes(3), ..options };
-    let found = run(&HlqCd, &other, &work, isa, 2, usize::MAX).unwrap().1;
+    let found = run(&method, &other, &work, isa, 2, usize::MAX).unwrap().1;
     calibrate::forget(&work).unwrap();
-    assert_eq!(run(&HlqCd, &other, &work, isa, 2, usize::MAX).unwrap().1, found);
+    assert_eq!(run(&method, &other, &work, isa, 2, usize::MAX).unwrap().1, found);
     assert_ne!(found, whole);
 }
 
@@ -136,7 +137,7 @@ fn a_folder_of_something_else_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("letter.txt"), "dear").unwrap();
     let options = options(2, ParamKind::Hlq8);
-    let refused = run(&HlqCd, &options, folder.path(), Isa::detect(), 1, usize::MAX).map(|_| ());
+    let refused = run(&HlqCd::default(), &options, folder.path(), Isa::detect(), 1, usize::MAX).map(|_| ());
     assert!(refused.unwrap_err().to_string().contains("nothing that a calibration left"));
     assert_eq!(fs::read_to_string(folder.path().join("letter.txt")).unwrap(), "dear");
 }
@@ -146,7 +147,7 @@ fn tiers_change_no_byte() {
     let folder = tempfile::tempdir().unwrap();
     let packed = |isa: Isa| {
         let work = folder.path().join(isa.name());
-        run(&HlqCd, &options(2, ParamKind::Hlq8), &work, isa, 2, usize::MAX).unwrap().1
+        run(&HlqCd::default(), &options(2, ParamKind::Hlq8), &work, isa, 2, usize::MAX).unwrap().1
     };
     let first = packed(Isa::scalar());
     assert!(Isa::available().into_iter().all(|isa| packed(isa) == first));

@@ -12,8 +12,8 @@
 //! so that what a group sees comes from the changed matrices before it, and no product is computed twice. What a part is
 //! between two groups lies in two buffers of the caller's, who may keep them on disk.
 
+use super::Embedding;
 use super::layer::{Flow, Layer};
-use super::{Embedding, NORM};
 use crate::attention::kv_shape;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -22,7 +22,6 @@ use crate::linear::{Ahead, Linear};
 use crate::weights::{Path, Weights};
 use lutite_kernels::ggml::dequantize_row;
 use lutite_kernels::isa::Isa;
-use lutite_kernels::ops::norm;
 use lutite_kernels::ops::rope::Rope;
 use lutite_runtime::decode::Phase;
 use lutite_runtime::kv::{KvShape, KvType};
@@ -214,19 +213,5 @@ impl<'a> Blocks<'a> {
             }
         }
         input
-    }
-
-    /// The input of the head: `x`, `[tokens][dim]`, normed.
-    ///
-    /// # Errors
-    /// A damaged norm.
-    pub fn head_input(&self, x: &mut [f32]) -> Result<()> {
-        let weight = self.weights.vector(NORM, self.config.dim)?;
-        for x in x.chunks_exact_mut(self.config.dim) {
-            let factor = norm::inverse_rms(self.isa, x, self.config.eps);
-            let row = x.to_vec();
-            norm::apply(&row, factor, &weight, x);
-        }
-        Ok(())
     }
 }

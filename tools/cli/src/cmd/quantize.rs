@@ -122,7 +122,7 @@ fn fit(
             file: &source.file,
             name: &format!("{hash:016x}"),
             sequences: &sequences,
-            method: &HlqCd,
+            method: &HlqCd::default(),
             folder: work,
             isa: Isa::from_env()?,
             threads,

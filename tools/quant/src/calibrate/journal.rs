@@ -5,6 +5,7 @@
 //! x.N            what goes into layer N, for every token
 //! layer.N.gguf   the finished layer: packed tensors, and in its metadata the hash of x.N+1
 //! work, aux      within a layer
+//! reference-*    x.N, work and aux of the model as it was
 //! ```
 //!
 //! A layer is finished once its file is there, which is written whole before it gets its name, and after `x.N+1`. `x.N` is
@@ -118,6 +119,10 @@ impl Journal {
         self.path(&format!("x.{layer}"))
     }
 
+    pub(super) fn reference(&self, layer: usize) -> PathBuf {
+        self.path(&format!("reference-x.{layer}"))
+    }
+
     fn layer(&self, layer: usize) -> PathBuf {
         self.path(&format!("layer.{layer}.gguf"))
     }
@@ -135,11 +140,19 @@ impl Journal {
         }
         let done = fits.files.len();
         if let Some(expected) = next
-            && Stream::open(&self.input(done), width).and_then(|mut x| x.hash()).ok() != Some(expected)
+            && self.hash(done, width) != Some(expected)
         {
             return Ok(Fits::default());
         }
         Ok(fits)
+    }
+
+    /// The hash of a layer's input.
+    fn hash(&self, layer: usize, width: usize) -> Option<u64> {
+        let hash = |path: PathBuf| Stream::open(&path, width).and_then(|mut x| x.hash()).ok();
+        let reference = self.reference(layer);
+        let beside = if reference.exists() { hash(reference)? } else { 0 };
+        Some(hash(self.input(layer))? ^ beside.rotate_left(1))
     }
 
     /// Keeps a finished layer; `next` is the hash of the next one's input.
@@ -172,6 +185,7 @@ impl Journal {
         fits.files.push(Bytes::new(Map::open(&path)?));
         // Of no more use; if it stays, it does no harm.
         let _ = fs::remove_file(self.input(layer));
+        let _ = fs::remove_file(self.reference(layer));
         Ok(())
     }
 
@@ -184,7 +198,8 @@ impl Journal {
         };
         // The job last: without it the folder would be nobody's.
         let ours = |name: &str| {
-            ["work", "aux"].contains(&name) || name.starts_with("x.") || name.starts_with("layer.")
+            ["work", "aux"].contains(&name)
+                || ["x.", "layer.", "reference-"].iter().any(|p| name.starts_with(p))
         };
         for entry in entries.flatten().filter(|e| e.file_name().to_str().is_some_and(ours)) {
             fs::remove_file(entry.path()).map_err(|e| failed(&entry.path(), &e))?;

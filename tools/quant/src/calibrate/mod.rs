@@ -2,7 +2,8 @@
 //!
 //! Sequences of tokens flow through the model. Layer by layer, and within a layer by groups of matrices that share an
 //! input: sums over what flows in ([`Gram`]), then the group's matrices are fitted to it and take part as they were fitted,
-//! so that all later ones see the errors of all earlier ones and can make up for them. One layer is in memory at a time; what
+//! so that all later ones see the errors of all earlier ones and can make up for them. Beside it the same tokens flow through
+//! the model as it was, which says what the outputs should have been. One layer is in memory at a time; what
 //! flows between layers lies in files, and finished layers are kept (`journal`), so that a calibration that was killed goes
 //! on where it was, to the same bytes.
 
@@ -48,6 +49,11 @@ pub trait Method: Sync {
         true
     }
 
+    /// Whether it wants the inputs in the model as it was beside those in the model as it becomes.
+    fn beside(&self) -> bool {
+        false
+    }
+
     /// Fits matrices that share their inputs. May use rayon's threads, and must not depend on how many there are.
     ///
     /// # Errors
@@ -55,13 +61,30 @@ pub trait Method: Sync {
     fn fit(&self, isa: Isa, gram: &Gram, targets: &[Target<'_>]) -> Result<Vec<Calibrated>>;
 }
 
-/// [`cd`]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct HlqCd;
+/// [`cd`], with targets moved towards the outputs that the model had on its own inputs.
+#[derive(Clone, Copy, Debug)]
+pub struct HlqCd {
+    /// How far they are moved, in percent of the way; 0 is not at all. All the way fits the text and not the model.
+    pub shift: u8,
+}
+
+impl Default for HlqCd {
+    /// What had the least loss on a text that was not calibrated with (`docs/speed.md`).
+    fn default() -> HlqCd {
+        HlqCd { shift: 25 }
+    }
+}
 
 impl Method for HlqCd {
     fn name(&self) -> String {
-        "cd".into()
+        match self.shift {
+            shift if shift == HlqCd::default().shift => "cd".into(),
+            shift => format!("cd{shift}"),
+        }
+    }
+
+    fn beside(&self) -> bool {
+        self.shift > 0
     }
 
     fn fit(&self, isa: Isa, gram: &Gram, targets: &[Target<'_>]) -> Result<Vec<Calibrated>> {
@@ -75,7 +98,9 @@ impl Method for HlqCd {
                     inputs.len() - 1
                 }
             };
-            cd::fit(isa, t.w, &inputs[at].1, &t.spec)
+            let inputs = &inputs[at].1;
+            let w = inputs.shifted(isa, t.w, gram, f32::from(self.shift) / 100.0)?;
+            cd::fit(isa, &w, inputs, &t.spec)
         };
         targets.iter().map(fit).collect()
     }
@@ -144,15 +169,15 @@ pub fn calibrate(plan: &Plan<'_>, job: &CalibrateJob<'_>) -> Result<Fits> {
     pool.install(|| Run::new(plan, job)?.run())
 }
 
-/// Bytes that a calibration takes at most, beside what is mapped: a layer's weights three times (as they are, as they become,
-/// and one packed), the sums over its widest input in their five forms, and a few copies of a sequence.
+/// Bytes that a calibration takes at most, beside what is mapped: a layer's weights four times (as they were, as they become,
+/// as targets, and packed), the sums over its widest input in their eight forms, and a few copies of a sequence.
 pub fn memory_bytes(c: &Config) -> u64 {
     let n = |x: usize| x as u64;
     let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
     let layer = n(c.dim) * n(2 * q + 2 * kv + 3 * c.ffn);
     let widest = n(c.dim.max(q).max(c.ffn));
-    let sequence = n(LENGTH) * (2 * n(c.dim) + 4 * widest);
-    let terms = [layer.saturating_mul(3), widest.saturating_mul(widest).saturating_mul(5), sequence];
+    let sequence = n(LENGTH) * (4 * n(c.dim) + 8 * widest);
+    let terms = [layer.saturating_mul(4), widest.saturating_mul(widest).saturating_mul(8), sequence];
     terms.into_iter().fold(0, u64::saturating_add).saturating_mul(4)
 }
 
@@ -167,7 +192,10 @@ pub fn forget(folder: &Path) -> Result<()> {
 struct Run<'a> {
     plan: &'a Plan<'a>,
     job: &'a CalibrateJob<'a>,
+    /// The model as it becomes.
     blocks: Blocks<'a>,
+    /// The model as it was, where the method wants to see it.
+    reference: Option<Blocks<'a>>,
     journal: Journal,
     progress: Progress,
 }
@@ -178,7 +206,9 @@ impl<'a> Run<'a> {
         if job.sequences.iter().any(Vec::is_empty) || context == 0 {
             return Err(Error::Options("no text to calibrate with; name one with --calib".into()));
         }
-        let blocks = Blocks::new(job.source, job.file, job.isa, job.threads, context)?;
+        let blocks = || Blocks::new(job.source, job.file, job.isa, job.threads, context);
+        let reference = if job.method.beside() { Some(blocks()?) } else { None };
+        let blocks = blocks()?;
         let mut tokens = xxhash_rust::xxh3::Xxh3::new();
         for sequence in job.sequences {
             tokens.update(&(sequence.len() as u64).to_le_bytes());
@@ -193,7 +223,14 @@ impl<'a> Run<'a> {
             tokens.digest()
         );
         let journal = Journal::open(job.folder, &name)?;
-        Ok(Run { plan, job, blocks, journal, progress: Progress { resumed: 0, done: 0, total: 0 } })
+        Ok(Run {
+            plan,
+            job,
+            blocks,
+            reference,
+            journal,
+            progress: Progress { resumed: 0, done: 0, total: 0 },
+        })
     }
 
     fn run(mut self) -> Result<Fits> {
@@ -211,6 +248,7 @@ impl<'a> Run<'a> {
         }
         for layer in fits.layers()..layers {
             self.blocks.load(layer)?;
+            self.reference.iter_mut().try_for_each(|r| r.load(layer))?;
             let mut finished = Vec::new();
             for group in 0..GROUPS.len() {
                 self.group(layer, group, &mut finished)?;
@@ -233,71 +271,50 @@ impl<'a> Run<'a> {
     /// Writes the input of layer 0.
     fn embed(&self) -> Result<()> {
         let dim = self.blocks.config().dim;
-        let mut x = Stream::create(&self.journal.input(0), dim)?;
+        let mut files = vec![Stream::create(&self.journal.input(0), dim)?];
+        if self.reference.is_some() {
+            files.push(Stream::create(&self.journal.reference(0), dim)?);
+        }
         let mut first = 0;
         for tokens in self.job.sequences {
             let mut rows = vec![0.0; tokens.len() * dim];
             self.blocks.embed(tokens, &mut rows)?;
-            x.write(first, &rows)?;
+            files.iter_mut().try_for_each(|x| x.write(first, &rows))?;
             first += tokens.len();
         }
-        x.sync()
+        files.iter().try_for_each(Stream::sync)
     }
 
     /// Takes all sequences to the input of `group`, which is added to `gram`; or to the end of the layer, which is
     /// synced and whose hash is returned.
     fn flow(&mut self, layer: usize, group: usize, mut gram: Option<&mut Gram>) -> Result<u64> {
-        let (dim, width, aux_width) =
-            (self.blocks.config().dim, self.blocks.width(group), self.blocks.aux_width());
-        let (input, output) = (self.journal.input(layer), self.journal.input(layer + 1));
-        let (work, aux) = (self.journal.path("work"), self.journal.path("aux"));
-        // Only the second half of a layer changes `x`, and not in place.
-        let mut from = Stream::open(if group <= 2 { &input } else { &work }, dim)?;
-        let mut to = match group {
-            2 => Some(Stream::create(&work, dim)?),
-            END => Some(Stream::create(&output, dim)?),
-            _ => None,
-        };
-        let mut aux = match group {
-            0 => None,
-            1 | 3 => Some(Stream::create(&aux, aux_width)?),
-            _ => Some(Stream::open(&aux, aux_width)?),
+        let journal = &self.journal;
+        let ends = |layer| (journal.input(layer), journal.reference(layer));
+        let (from, to) = (ends(layer), ends(layer + 1));
+        let mut passage = Passage::open(journal, "", &self.blocks, group, &from.0, &to.0)?;
+        let mut beside = match &self.reference {
+            Some(blocks) => Some(Passage::open(journal, "reference-", blocks, group, &from.1, &to.1)?),
+            None => None,
         };
         let mut first = 0;
         for tokens in self.job.sequences {
             if self.job.cancel.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
-            let n = tokens.len();
-            let (mut x, mut carried) = (vec![0.0; n * dim], vec![0.0; n * aux_width]);
-            from.read(first, &mut x)?;
-            if let Some(aux) = aux.as_mut().filter(|_| matches!(group, 2 | END)) {
-                aux.read(first, &mut carried)?;
+            let inputs = passage.pass(&mut self.blocks, first, tokens.len())?;
+            let reference = match (&mut beside, &mut self.reference) {
+                (Some(passage), Some(blocks)) => Some(passage.pass(blocks, first, tokens.len())?),
+                _ => None,
+            };
+            match (&mut gram, reference) {
+                (Some(gram), None) => gram.add(self.job.isa, &inputs)?,
+                (Some(gram), Some(reference)) => gram.add_beside(self.job.isa, &inputs, &reference)?,
+                (None, _) => {}
             }
-            let mut inputs = zeros(n * width, "inputs")?;
-            let parts = x.chunks_mut(PART * dim).zip(carried.chunks_mut(PART * aux_width));
-            for (i, (x, carried)) in parts.enumerate() {
-                let seen = self.blocks.advance(group, i * PART, x, carried);
-                inputs[i * PART * width..][..seen.len()].copy_from_slice(seen);
-            }
-            if let Some(gram) = &mut gram {
-                gram.add(self.job.isa, &inputs)?;
-            }
-            if let Some(to) = &mut to {
-                to.write(first, &x)?;
-            }
-            if let Some(aux) = aux.as_mut().filter(|_| matches!(group, 1 | 3)) {
-                aux.write(first, &carried)?;
-            }
-            first += n;
+            first += tokens.len();
         }
-        match to {
-            Some(mut to) if group == END => {
-                to.sync()?;
-                to.hash()
-            }
-            _ => Ok(0),
-        }
+        let hash = passage.end()?;
+        Ok(hash ^ beside.map_or(Ok(0), Passage::end)?.rotate_left(1))
     }
 
     /// Fits the matrices of a group that the plan wants fitted, and puts what they became into the layer.
@@ -327,6 +344,79 @@ impl<'a> Run<'a> {
             (self.job.progress)(self.progress);
         }
         Ok(())
+    }
+}
+
+/// The files of one stream between two groups.
+struct Passage {
+    group: usize,
+    from: Stream,
+    to: Option<Stream>,
+    aux: Option<Stream>,
+}
+
+impl Passage {
+    /// `input` and `output` are the layer's.
+    fn open(
+        journal: &Journal,
+        prefix: &str,
+        blocks: &Blocks<'_>,
+        group: usize,
+        input: &Path,
+        output: &Path,
+    ) -> Result<Passage> {
+        let (dim, aux_width) = (blocks.config().dim, blocks.aux_width());
+        let (work, aux) = (journal.path(&format!("{prefix}work")), journal.path(&format!("{prefix}aux")));
+        Ok(Passage {
+            group,
+            // Only the second half of a layer changes `x`, and not in place.
+            from: Stream::open(if group <= 2 { input } else { &work }, dim)?,
+            to: match group {
+                2 => Some(Stream::create(&work, dim)?),
+                END => Some(Stream::create(output, dim)?),
+                _ => None,
+            },
+            aux: match group {
+                0 => None,
+                1 | 3 => Some(Stream::create(&aux, aux_width)?),
+                _ => Some(Stream::open(&aux, aux_width)?),
+            },
+        })
+    }
+
+    /// The group's inputs for the `n` tokens of a sequence, whose first is token `first` of all.
+    fn pass(&mut self, blocks: &mut Blocks<'_>, first: usize, n: usize) -> Result<Vec<f32>> {
+        let Passage { group, from, to, aux } = self;
+        let (dim, width, aux_width) = (blocks.config().dim, blocks.width(*group), blocks.aux_width());
+        let (mut x, mut carried) = (vec![0.0; n * dim], vec![0.0; n * aux_width]);
+        from.read(first, &mut x)?;
+        if let Some(aux) = aux.as_mut().filter(|_| matches!(*group, 2 | END)) {
+            aux.read(first, &mut carried)?;
+        }
+        let mut inputs = zeros(n * width, "inputs")?;
+        let parts = x.chunks_mut(PART * dim).zip(carried.chunks_mut(PART * aux_width));
+        for (i, (x, carried)) in parts.enumerate() {
+            let seen = blocks.advance(*group, i * PART, x, carried);
+            inputs[i * PART * width..][..seen.len()].copy_from_slice(seen);
+        }
+        if let Some(to) = to {
+            to.write(first, &x)?;
+        }
+        if let Some(aux) = aux.as_mut().filter(|_| matches!(*group, 1 | 3)) {
+            aux.write(first, &carried)?;
+        }
+        Ok(inputs)
+    }
+
+    /// Syncs the layer's output and returns its hash, if this was the way there.
+    fn end(self) -> Result<u64> {
+        match self.to {
+            Some(mut to) if self.group == END => {
+                to.sync()?;
+                to.hash()
+            }
+            _ => Ok(0),
+        }
     }
 }
 

@@ -99,14 +99,12 @@ impl<const Q: usize> Worker<Q> {
         let target = &target[..g];
         let mut importance = [0.0; MAX_GROUP];
         (0..g).for_each(|j| importance[j] = span.conditional.matrix[j * g + j]);
+        // Only a row's last group may be shorter.
         if g != self.group {
-            self.groups = Groups::new(g, self.group);
+            (self.groups, self.group) = (Groups::new(g, g), g);
         }
         self.groups.load(target, Some(&importance[..g]));
         let first = self.groups.iter().next().map(|group| self.solver.fit(&group, ITERATIONS));
-        if g != self.group {
-            self.groups = Groups::new(self.group, self.group);
-        }
         let mut c = first.unwrap_or_default();
         let mut best = (f32::INFINITY, c);
         let mut trial = [0; MAX_GROUP];

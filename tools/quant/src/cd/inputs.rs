@@ -132,6 +132,60 @@ impl Inputs {
     }
 }
 
+impl Inputs {
+    /// What weights would have to be to give, on these inputs, the outputs that `w` gives on the reference inputs: `w` moved
+    /// by `share` of `w (C - H) inv(H)`, with `C = sum r x^T` (GPTAQ, arXiv 2504.02692, as a shift of the target).
+    pub(crate) fn shifted(&self, isa: Isa, w: &[f32], gram: &Gram, share: f32) -> Result<Vec<f32>> {
+        let n = self.n;
+        let Some(cross) = gram.cross() else { return Ok(w.to_vec()) };
+        // Transposed, as products want it.
+        let mut moved = cross.to_vec();
+        moved.par_iter_mut().zip(gram.sums()).for_each(|(c, h)| *c -= h);
+        let mut lower = zeros(n * n, "a factor")?;
+        lower.par_chunks_exact_mut(n).enumerate().for_each(|(i, row)| {
+            (0..=i).for_each(|j| row[j] = self.upper[j * n + i]);
+        });
+        let mut out = w.to_vec();
+        out.par_chunks_mut(PANEL * n).try_for_each(|w| -> Result<()> {
+            let mut b = zeros(w.len(), "a product")?;
+            dots_of(isa, &moved, n, w, &mut |row, from, products| {
+                b[row * n + from..][..products.len()].copy_from_slice(products);
+            })?;
+            let mut x: Vec<f32> =
+                b.chunks_exact(n).flat_map(|b| self.columns.iter().map(|c| b[*c])).collect();
+            // x L L^T = b: first z L^T = b, then x L = z.
+            for x in x.chunks_exact_mut(n) {
+                for j in 0..n {
+                    let sum = dot(&lower[j * n..j * n + j], &x[..j]);
+                    x[j] = (x[j] - sum) / lower[j * n + j];
+                }
+                for j in (0..n).rev() {
+                    let sum = dot(&self.upper[j * n + j + 1..(j + 1) * n], &x[j + 1..]);
+                    x[j] = (x[j] - sum) / self.upper[j * n + j];
+                }
+            }
+            for (w, x) in w.chunks_exact_mut(n).zip(x.chunks_exact(n)) {
+                self.columns.iter().zip(x).for_each(|(c, x)| w[*c] += share * x);
+            }
+            Ok(())
+        })?;
+        Ok(out)
+    }
+}
+
+/// In eight sums side by side.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 8];
+    let (whole, rest) = a.as_chunks::<8>();
+    let (others, last) = b.as_chunks::<8>();
+    for (a, b) in whole.iter().zip(others) {
+        for i in 0..8 {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    sums.iter().sum::<f32>() + rest.iter().zip(last).map(|(a, b)| a * b).sum::<f32>()
+}
+
 /// Columns and groups by position.
 fn order(diagonal: &[f32], group: usize) -> (Vec<usize>, Vec<(Range<usize>, usize)>) {
     let n = diagonal.len();
@@ -259,6 +313,43 @@ mod tests {
             assert!(seen.iter().all(|s| *s));
             let largest = (0..n).max_by(|a, b| gram.sums()[a * n + a].total_cmp(&gram.sums()[b * n + b]));
             assert_eq!(inputs.columns.last().copied(), largest);
+        }
+    }
+
+    #[test]
+    fn shifted_weights_give_the_outputs_of_the_reference_inputs() {
+        let (n, tokens, isa) = (70, 200, Isa::detect());
+        let mut state = 3u64;
+        let mut random = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let reference: Vec<f32> = (0..tokens * n).map(|_| random()).collect();
+        let x: Vec<f32> = reference.iter().map(|r| r + 0.3 * random()).collect();
+        let w: Vec<f32> = (0..3 * n).map(|_| random()).collect();
+        let mut gram = Gram::new(n).unwrap();
+        gram.add_beside(isa, &[], &[]).unwrap();
+        for (x, r) in x.chunks(90 * n).zip(reference.chunks(90 * n)) {
+            gram.add_beside(isa, x, r).unwrap();
+        }
+        assert!(gram.add_beside(isa, &x, &reference[n..]).is_err());
+        gram.finish();
+        let inputs = Inputs::new(isa, &gram, 32).unwrap();
+        let found = inputs.shifted(isa, &w, &gram, 0.5).unwrap();
+        for (w, found) in w.chunks_exact(n).zip(found.chunks_exact(n)) {
+            // The normal equations: `(found - w) (H + damping) = share (sum over tokens of w (r - x) x^T)`.
+            for (p, c) in inputs.columns.iter().enumerate() {
+                let left: f64 = (inputs.columns.iter().enumerate())
+                    .map(|(q, d)| f64::from(found[*d] - w[*d]) * f64::from(inputs.h[q * n + p]))
+                    .sum();
+                let right: f64 = (x.chunks_exact(n).zip(reference.chunks_exact(n)))
+                    .map(|(x, r)| {
+                        let missing: f64 = (0..n).map(|i| f64::from(w[i]) * f64::from(r[i] - x[i])).sum();
+                        0.5 * missing * f64::from(x[*c])
+                    })
+                    .sum();
+                assert!((left - right).abs() < 1e-2 * (1.0 + right.abs()), "{left} is not {right}");
+            }
         }
     }
 
