@@ -43,6 +43,21 @@ pub struct SamplerConfig {
     pub seed: u64,
 }
 
+impl SamplerConfig {
+    /// The model's own distribution, with nothing cut off and nothing punished.
+    pub fn untouched(seed: u64) -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repeat_penalty: 1.0,
+            repeat_last_n: 0,
+            seed,
+        }
+    }
+}
+
 impl Default for SamplerConfig {
     fn default() -> Self {
         Self {

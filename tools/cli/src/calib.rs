@@ -50,8 +50,8 @@ fn of_text(source: &Source, file: &Path, tokens: usize, length: usize) -> anyhow
     Ok(sequences)
 }
 
-/// What the model writes, from random first tokens on. A sequence depends on its number only, so that threads may share the
-/// work.
+/// What the model writes, from the token on that its texts begin with, or else from tokens spread over the vocabulary. It writes
+/// on behind the ends of its texts. A sequence depends on its number only, so that threads may share the work.
 fn sampled(source: &Source, tokens: usize, length: usize, threads: usize) -> anyhow::Result<Vec<Vec<u32>>> {
     let packed = Source {
         path: source.path.clone(),
@@ -75,15 +75,7 @@ fn sampled(source: &Source, tokens: usize, length: usize, threads: usize) -> any
             if i >= count {
                 return Ok(done);
             }
-            let config = SamplerConfig {
-                temperature: 1.0,
-                top_k: 0,
-                top_p: 1.0,
-                min_p: 0.0,
-                seed: i as u64,
-                ..SamplerConfig::default()
-            };
-            let mut sampler = Sampler::new(config)?;
+            let mut sampler = Sampler::new(SamplerConfig::untouched(i as u64))?;
             model.rewind(0);
             let mut sequence: Vec<u32> = bos.into_iter().collect();
             if sequence.is_empty() {

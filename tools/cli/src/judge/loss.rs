@@ -40,15 +40,7 @@ pub(crate) fn measure(source: &ModelFile, packed: &Bytes, threads: usize) -> any
     let (mut kl, mut same) = (Mean::default(), Mean::default());
     let begun = Instant::now();
     'sequences: for seed in 0.. {
-        let config = SamplerConfig {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            seed,
-            ..SamplerConfig::default()
-        };
-        let mut sampler = Sampler::new(config)?;
+        let mut sampler = Sampler::new(SamplerConfig::untouched(seed))?;
         reference.rewind(0);
         model.rewind(0);
         let mut token = start;
