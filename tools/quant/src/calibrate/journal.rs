@@ -57,7 +57,7 @@ impl Fits {
         &self.method
     }
 
-    /// Relative error of each fitted matrix' outputs: `tr((Q - W) H (Q - W)^T) / tr(W H W^T)`.
+    /// Relative error of each fitted matrix' outputs, `tr((Q - W) H (Q - W)^T) / tr(W H W^T)`, where `W` is what was aimed at.
     ///
     /// # Errors
     /// A file that was changed in the meantime.
@@ -77,15 +77,12 @@ impl Fits {
 
     /// The tensors of a matrix, in the order of [`PackedInfo::tensors`]; `None` if it is in no layer.
     pub(crate) fn tensors(&self, info: &PackedInfo) -> Result<Option<Vec<Vec<u8>>>> {
-        for file in &self.files {
-            let gguf = Gguf::parse(file)?;
-            let names = info.tensors();
-            let found = names.iter().map(|(name, _, _)| Some(gguf.tensor(name)?.data.to_vec()));
-            if let Some(found) = found.collect() {
-                return Ok(Some(found));
-            }
-        }
-        Ok(None)
+        let layer =
+            info.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
+        let Some(file) = layer.and_then(|layer| self.files.get(layer)) else { return Ok(None) };
+        let gguf = Gguf::parse(file)?;
+        let found = info.tensors().into_iter().map(|(name, _, _)| Some(gguf.tensor(&name)?.data.to_vec()));
+        Ok(found.collect())
     }
 }
 

@@ -21,7 +21,6 @@ use crate::plan::{Job, Plan, Step};
 use crate::tile;
 use journal::{Finished, Journal};
 use lutite_kernels::isa::Isa;
-use lutite_kernels::pack::Packed;
 use lutite_models::Blocks;
 use lutite_models::blocks::{END, GROUPS, PART};
 use lutite_models::config::Config;
@@ -442,10 +441,7 @@ fn find<'p>(plan: &'p Plan<'_>, name: &str) -> Option<&'p Job<'p>> {
 
 /// The numbers that a packed matrix stands for.
 fn dequantized(i: &PackedInfo, parts: &[Vec<u8>]) -> Result<Vec<f32>> {
-    let (planes, rest) = parts.split_at(i.part_names().len());
-    let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
-    let part = |at: usize| rest.get(at).map_or(&[][..], Vec::as_slice);
-    let packed = Packed::new(i.shape, i.group, i.kind, i.planes, &planes, part(0), part(1))?;
+    let packed = i.view(parts.iter().map(Vec::as_slice))?;
     let mut out = zeros(i.shape.rows * i.shape.cols, "weights")?;
     out.chunks_exact_mut(i.shape.cols).enumerate().try_for_each(|(r, row)| packed.dequantize_row(r, row))?;
     Ok(out)

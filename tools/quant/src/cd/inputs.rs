@@ -19,6 +19,7 @@ use lutite_kernels::plain::dots_of;
 use rayon::prelude::*;
 use std::ops::Range;
 
+use super::product;
 use crate::error::{Error, Result};
 use crate::gram::{Gram, zeros};
 
@@ -147,10 +148,7 @@ impl Inputs {
         });
         let mut out = w.to_vec();
         out.par_chunks_mut(PANEL * n).try_for_each(|w| -> Result<()> {
-            let mut b = zeros(w.len(), "a product")?;
-            dots_of(isa, &moved, n, w, &mut |row, from, products| {
-                b[row * n + from..][..products.len()].copy_from_slice(products);
-            })?;
+            let b = product(isa, &moved, n, w)?;
             let mut x: Vec<f32> =
                 b.chunks_exact(n).flat_map(|b| self.columns.iter().map(|c| b[*c])).collect();
             // x L L^T = b: first z L^T = b, then x L = z.
