@@ -45,9 +45,13 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     let hash = cache::hash(&source.file)?;
     let method = args.method.unwrap_or(match options.bits {
+        _ if args.calib.is_some() => Method::Cd,
         Bits::Planes(1..=3) if imatrix.is_none() => Method::Cd,
         _ => Method::Als,
     });
+    if method == Method::Als && args.calib.is_some() {
+        anyhow::bail!("--method als does not read a text; leave --calib out, or use --method cd");
+    }
     let work = args.work.clone().unwrap_or_else(|| {
         let mut name = args.out_file.clone().into_os_string();
         name.push(".work");
@@ -92,9 +96,6 @@ fn fit(
     work: &Path,
 ) -> anyhow::Result<Fits> {
     let threads = load::threads(args.threads);
-    let sequences =
-        calib::sequences(source, args.calib.as_deref(), args.calib_tokens.get() as usize, threads)?;
-    let tokens: usize = sequences.iter().map(Vec::len).sum();
     let gguf = load::gguf(source)?;
     let need = calibrate::memory_bytes(&Config::read(&gguf)?);
     if let Some(m) = memory::available()
@@ -106,6 +107,9 @@ fn fit(
              --method als needs next to none"
         );
     }
+    let sequences =
+        calib::sequences(source, args.calib.as_deref(), args.calib_tokens.get() as usize, threads)?;
+    let tokens: usize = sequences.iter().map(Vec::len).sum();
     let bar = Mutex::new(None);
     let progress = |p: calibrate::Progress| {
         let Ok(mut bar) = bar.lock() else { return };
