@@ -21,11 +21,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Method, planes, group. Ours has int8 parameters, the others f16.
+# Method, planes, group. Ours (cd; cd0 without moved targets) has int8 parameters, the others f16.
 CASES = [
     ("rtn", 2, 64),
     ("gptq", 2, 64),
     ("elutq", 2, 64),
+    ("cd0", 2, 64),
+    ("cd0", 2, 32),
     ("cd", 2, 64),
     ("cd", 2, 32),
     ("gptq", 3, 64),
@@ -77,7 +79,9 @@ def measure(args, name, method, planes, group, base, out):
     seconds = time.time() - start
     errors = [float(line.split()[1]) for line in (out / f"{name}.err").read_text().splitlines()]
     kl = json.loads(run([args.lutite, "kl", packed, "--base", base, "--json"]))
-    parameters = (planes + 1) * (8 if method == "cd" else 16) if method in ("cd", "elutq") else 16 + 16
+    bits = {"cd": 8, "cd0": 8, "elutq": 16}
+    # A uniform grid needs its step and its zero only.
+    parameters = (planes + 1) * bits[method] if method in bits else 2 * 16
     size = packed.stat().st_size
     packed.unlink()
     return {

@@ -1,9 +1,9 @@
 //! Packs a model by a method of others, to be judged beside ours, and prints the relative error of each matrix' outputs:
 //!
 //!     cargo run --release -p lutite-quant --example baseline -- \
-//!         elutq|gptq|rtn|cd MODEL.gguf OUT.gguf BITS GROUP TEXT TOKENS
+//!         elutq|gptq|rtn|cd|cd0 MODEL.gguf OUT.gguf BITS GROUP TEXT TOKENS
 //!
-//! Parameters are f16, or int8 for ours (cd). Matrices of layers only; everything else stays as it is in the source.
+//! Parameters are f16, or int8 for ours: cd, and cd0, whose targets are not moved. Matrices of layers only; everything else stays as it is in the source.
 
 #[path = "../tests/baselines/mod.rs"]
 mod baselines;
@@ -23,15 +23,14 @@ use std::sync::atomic::AtomicBool;
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [method, model, out, bits, group, text, tokens] = args.as_slice() else {
-        return Err("usage: baseline elutq|gptq|rtn|cd MODEL OUT BITS GROUP TEXT TOKENS".into());
+        return Err("usage: baseline elutq|gptq|rtn|cd|cd0 MODEL OUT BITS GROUP TEXT TOKENS".into());
     };
     let (method, kind): (Box<dyn Method>, _) = match method.as_str() {
         "elutq" => (Box::new(Baseline::Elutq), ParamKind::Hlq16),
         "gptq" => (Box::new(Baseline::Gptq), ParamKind::Hlq16),
         "rtn" => (Box::new(Baseline::Rtn), ParamKind::Hlq16),
-        cd if cd.starts_with("cd") => {
-            (Box::new(HlqCd { shift: cd[2..].parse().unwrap_or(0) }), ParamKind::Hlq8)
-        }
+        "cd" => (Box::new(HlqCd::default()), ParamKind::Hlq8),
+        "cd0" => (Box::new(HlqCd { shift: 0 }), ParamKind::Hlq8),
         other => return Err(format!("no method {other}").into()),
     };
     let file = ModelFile::from(&Bytes::new(Map::open(Path::new(model))?));
