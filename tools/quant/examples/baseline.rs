@@ -1,9 +1,11 @@
 //! Packs a model by a method of others, to be judged beside ours, and prints the relative error of each matrix' outputs:
 //!
 //!     cargo run --release -p lutite-quant --example baseline -- \
-//!         elutq|gptq|rtn|cd|cd0 MODEL.gguf OUT.gguf BITS GROUP TEXT TOKENS
+//!         elutq|gptq|rtn|cd|cd0|both MODEL.gguf OUT.gguf BITS GROUP TEXT TOKENS
 //!
-//! Parameters are f16, or int8 for ours: cd, and cd0, whose targets are not moved. Matrices of layers only; everything else stays as it is in the source.
+//! Parameters are f16, or int8 for ours: cd, and cd0, whose targets are not moved. Matrices of layers only; everything else
+//! stays as it is in the source. `both` is cd0, and prints beside the error of each of its matrices that of elutq with
+//! groups twice as long, which takes as many bits: for the same weights and the same inputs.
 
 #[path = "../tests/baselines/mod.rs"]
 mod baselines;
@@ -12,25 +14,56 @@ use baselines::Baseline;
 use lutite_kernels::isa::Isa;
 use lutite_kernels::pack::ParamKind;
 use lutite_models::Tokenizer;
-use lutite_quant::calibrate::{self, Method, calibrate};
+use lutite_quant::als::FitSpec;
+use lutite_quant::calibrate::{self, Method, Target, calibrate};
+use lutite_quant::cd::Calibrated;
+use lutite_quant::gram::Gram;
 use lutite_quant::{Bits, CalibrateJob, HlqCd, PackJob, PackOptions, Plan, pack_to_file};
 use lutite_runtime::os::map::Map;
 use lutite_runtime::store::{Bytes, ModelFile};
 use std::error::Error;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+
+/// Ours, with elutq fitted to the same on the side.
+#[derive(Default)]
+struct Both {
+    /// Its relative errors, in the order of fitting.
+    others: Mutex<Vec<f64>>,
+}
+
+impl Method for &Both {
+    fn name(&self) -> String {
+        "both".into()
+    }
+
+    fn fit(&self, isa: Isa, gram: &Gram, targets: &[Target<'_>]) -> lutite_quant::Result<Vec<Calibrated>> {
+        let mut longer = targets.to_vec();
+        for t in &mut longer {
+            t.spec = FitSpec { group: 2 * t.spec.group, kind: ParamKind::Hlq16, ..t.spec };
+        }
+        let other = Baseline::Elutq.fit(isa, gram, &longer)?;
+        if let Ok(mut others) = self.others.lock() {
+            others.extend(other.iter().map(|fit| fit.error / fit.whole));
+        }
+        HlqCd { shift: 0 }.fit(isa, gram, targets)
+    }
+}
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [method, model, out, bits, group, text, tokens] = args.as_slice() else {
-        return Err("usage: baseline elutq|gptq|rtn|cd|cd0 MODEL OUT BITS GROUP TEXT TOKENS".into());
+        return Err("usage: baseline elutq|gptq|rtn|cd|cd0|both MODEL OUT BITS GROUP TEXT TOKENS".into());
     };
-    let (method, kind): (Box<dyn Method>, _) = match method.as_str() {
+    let both = Both::default();
+    let (method, kind): (Box<dyn Method + '_>, _) = match method.as_str() {
         "elutq" => (Box::new(Baseline::Elutq), ParamKind::Hlq16),
         "gptq" => (Box::new(Baseline::Gptq), ParamKind::Hlq16),
         "rtn" => (Box::new(Baseline::Rtn), ParamKind::Hlq16),
         "cd" => (Box::new(HlqCd::default()), ParamKind::Hlq8),
         "cd0" => (Box::new(HlqCd { shift: 0 }), ParamKind::Hlq8),
+        "both" => (Box::new(&both), ParamKind::Hlq8),
         other => return Err(format!("no method {other}").into()),
     };
     let file = ModelFile::from(&Bytes::new(Map::open(Path::new(model))?));
@@ -64,8 +97,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             cancel: &cancel,
         },
     )?;
-    for (name, error) in fits.errors()? {
-        println!("{name} {error}");
+    for (i, (name, error)) in fits.errors()?.into_iter().enumerate() {
+        match both.others.lock().map_err(|e| e.to_string())?.get(i) {
+            Some(other) => println!("{name} {error} {other}"),
+            None => println!("{name} {error}"),
+        }
     }
     let job = PackJob {
         source: &gguf,

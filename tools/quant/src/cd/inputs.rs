@@ -40,6 +40,8 @@ pub struct Inputs {
     pub(crate) spans: Vec<Span>,
     /// `[n][n]` by position, damped.
     pub(crate) h: Vec<f32>,
+    /// What its diagonal has too much for that.
+    pub(crate) damping: f32,
     /// `[n][n]`: `L` transposed, zero below the diagonal.
     pub(crate) upper: Vec<f32>,
 }
@@ -119,15 +121,16 @@ impl Inputs {
         });
         // Inputs that are all zero: any rounding will do, so all count alike.
         let mean = if mean > 0.0 { mean as f32 } else { 1.0 };
-        let mut damping = DAMPING * mean;
+        let (mut damping, mut more) = (0.0, DAMPING * mean);
         for _ in 0..TRIES {
-            (0..n).for_each(|i| permuted[i * n + i] += damping);
+            (0..n).for_each(|i| permuted[i * n + i] += more);
+            damping += more;
             if let Some(upper) = factor(isa, &permuted, n)? {
                 let span = |(at, index): (Range<usize>, usize)| Span::new(at, index, &permuted, &upper, n);
                 let spans = groups.into_par_iter().map(span).collect();
-                return Ok(Inputs { n, columns, spans, h: permuted, upper });
+                return Ok(Inputs { n, columns, spans, h: permuted, damping, upper });
             }
-            damping *= 10.0;
+            more *= 10.0;
         }
         Err(Error::Options("inputs cannot be factored; calibrate with more text".into()))
     }

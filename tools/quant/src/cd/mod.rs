@@ -42,7 +42,7 @@ const STORED_SWEEPS: usize = 3;
 pub struct Calibrated {
     /// Its codes and parameters.
     pub fitted: Fitted,
-    /// `tr((Q - W) H (Q - W)^T)`, the damping of `H` included.
+    /// `tr((Q - W) H (Q - W)^T)`, with `H` as it is: what damping adds for the fit is left out.
     pub error: f64,
     /// The same of `Q = 0`.
     pub whole: f64,
@@ -77,7 +77,11 @@ fn all<const Q: usize>(isa: Isa, w: &[f32], inputs: &Inputs, spec: &FitSpec) -> 
         for _ in 0..STORED_SWEEPS {
             tile.sweep()?;
         }
-        Ok((tile.fitted(), tile.error(&tile.e)?, tile.error(&tile.w)?))
+        let undamped = |e: &[f32]| -> Result<f64> {
+            let squares: f64 = e.iter().map(|e| f64::from(*e).powi(2)).sum();
+            Ok(tile.error(e)? - f64::from(inputs.damping) * squares)
+        };
+        Ok((tile.fitted(), undamped(&tile.e)?, undamped(&tile.w)?))
     });
     let mut out = Calibrated { fitted: Fitted::default(), error: 0.0, whole: 0.0 };
     for (fitted, error, whole) in parts.collect::<Result<Vec<_>>>()? {
@@ -183,7 +187,7 @@ impl<'a, const Q: usize> Tile<'a, Q> {
         self.steps = Some((steps.collect(), true));
     }
 
-    /// The objective for errors of the tile's rows.
+    /// The objective for errors of the tile's rows, damping included.
     fn error(&self, e: &[f32]) -> Result<f64> {
         let n = self.inputs.n;
         let mut sum = 0.0;
