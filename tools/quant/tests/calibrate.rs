@@ -73,7 +73,9 @@ fn run(
 /// Geometric mean over matrices.
 fn error(fits: &Fits) -> f64 {
     let errors = fits.errors().unwrap();
-    assert_eq!(errors.len(), 5 * 7);
+    // The matrices of five layers, and the head.
+    assert_eq!(errors.len(), 5 * 7 + 1);
+    assert_eq!(errors.last().unwrap().0, "token_embd");
     let logs: f64 = errors.iter().map(|(_, e)| f64::from(*e).ln()).sum();
     (logs / errors.len() as f64).exp()
 }
@@ -116,13 +118,24 @@ fn threads_and_interruptions_change_no_byte() {
     assert_eq!(run(&method, &options, &work, isa, 2, usize::MAX).unwrap().1, whole);
     // Once more, from what is all there; and from what is damaged.
     assert_eq!(run(&method, &options, &work, isa, 2, usize::MAX).unwrap().1, whole);
-    for damage in ["layer.2.gguf", "x.5", "reference-x.5", "layer.4.gguf"] {
+    let hurt = |damage: &str| {
         let file = work.join(damage);
         let mut bytes = fs::read(&file).unwrap();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         fs::write(&file, bytes).unwrap();
+    };
+    for damage in ["layer.2.gguf", "layer.5.gguf", "layer.4.gguf"] {
+        hurt(damage);
         assert_eq!(run(&method, &options, &work, isa, 2, usize::MAX).unwrap().1, whole, "{damage}");
+    }
+    // Without the head, to which the layers' outputs go and which is the last to need them.
+    let layers = PackOptions { head: Some(Bits::Exact), ..options.clone() };
+    let without = run(&method, &layers, &work, isa, 2, usize::MAX).unwrap().1;
+    assert!(!work.join("layer.5.gguf").exists() && work.join("layer.4.gguf").exists());
+    for damage in ["x.5", "reference-x.5"] {
+        hurt(damage);
+        assert_eq!(run(&method, &layers, &work, isa, 2, usize::MAX).unwrap().1, without, "{damage}");
     }
     // Of another job nothing is used.
     let other = PackOptions { bits: Bits::Planes(3), ..options };

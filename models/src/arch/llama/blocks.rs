@@ -12,8 +12,8 @@
 //! so that what a group sees comes from the changed matrices before it, and no product is computed twice. What a part is
 //! between two groups lies in two buffers of the caller's, who may keep them on disk.
 
-use super::Embedding;
 use super::layer::{Flow, Layer};
+use super::{Embedding, NORM};
 use crate::attention::kv_shape;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -22,6 +22,7 @@ use crate::linear::{Ahead, Linear};
 use crate::weights::{Path, Weights};
 use lutite_kernels::ggml::dequantize_row;
 use lutite_kernels::isa::Isa;
+use lutite_kernels::ops::norm;
 use lutite_kernels::ops::rope::Rope;
 use lutite_runtime::decode::Phase;
 use lutite_runtime::kv::{KvShape, KvType};
@@ -45,6 +46,8 @@ pub struct Blocks<'a> {
     weights: Weights<'a>,
     rope: Rope,
     pool: Pool,
+    /// Of the norm behind the last layer, `[dim]`.
+    norm: Vec<f32>,
     /// The layer that is loaded.
     block: Option<Block>,
     context: usize,
@@ -71,7 +74,8 @@ impl<'a> Blocks<'a> {
         let weights = Weights::new(gguf, file, Path::Plain)?;
         super::check(&config, &weights)?;
         let pool = Pool::new(&PoolConfig { workers: threads, ..PoolConfig::default() })?;
-        Ok(Blocks { rope: Rope::new(&config.rope), config, isa, weights, pool, block: None, context })
+        let norm = weights.vector(NORM, config.dim)?;
+        Ok(Blocks { rope: Rope::new(&config.rope), config, isa, weights, pool, norm, block: None, context })
     }
 
     /// Its hyperparameters.
@@ -104,6 +108,15 @@ impl<'a> Blocks<'a> {
             dequantize_row(ty, row, x)?;
         }
         Ok(())
+    }
+
+    /// What goes into the head for tokens that left the last layer as `x`, `[tokens][dim]`, in their place.
+    pub fn normalize(&self, x: &mut [f32]) {
+        for x in x.chunks_exact_mut(self.config.dim) {
+            let factor = norm::inverse_rms(self.isa, x, self.config.eps);
+            let before = x.to_vec();
+            norm::apply(&before, factor, &self.norm, x);
+        }
     }
 
     /// Loads layer `i`, and forgets the one before.

@@ -3,7 +3,7 @@
 //! ```text
 //! job            what is being done; a folder of another job is emptied
 //! x.N            what goes into layer N, for every token
-//! layer.N.gguf   the finished layer: packed tensors, and in its metadata the hash of x.N+1
+//! layer.N.gguf   the finished layer: packed tensors, and in its metadata the hash of x.N+1; the head comes behind the last
 //! work, aux      within a layer
 //! reference-*    x.N, work and aux of the model as it was
 //! ```
@@ -47,7 +47,7 @@ pub struct Fits {
 }
 
 impl Fits {
-    /// Number of layers.
+    /// Number of layers, the head counted as one.
     pub(super) fn layers(&self) -> usize {
         self.files.len()
     }
@@ -79,7 +79,9 @@ impl Fits {
     pub(crate) fn tensors(&self, info: &PackedInfo) -> Result<Option<Vec<Vec<u8>>>> {
         let layer =
             info.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
-        let Some(file) = layer.and_then(|layer| self.files.get(layer)) else { return Ok(None) };
+        // What belongs to no layer is the head.
+        let file = layer.map_or(self.files.last(), |layer| self.files.get(layer));
+        let Some(file) = file else { return Ok(None) };
         let gguf = Gguf::parse(file)?;
         let found = info.tensors().into_iter().map(|(name, _, _)| Some(gguf.tensor(&name)?.data.to_vec()));
         Ok(found.collect())
@@ -124,11 +126,11 @@ impl Journal {
         self.path(&format!("layer.{layer}.gguf"))
     }
 
-    /// The finished layers, from the first on; as many as the input of the next one is whole for.
-    pub(super) fn finished(&self, layers: usize, width: usize) -> Result<Fits> {
+    /// The finished layers of `all`, from the first on; as many as the input of the next one is whole for.
+    pub(super) fn finished(&self, all: usize, width: usize) -> Result<Fits> {
         let mut fits = Fits::default();
         let mut next = None;
-        for i in 0..layers {
+        for i in 0..all {
             let Ok(file) = Map::open(self.layer(i)) else { break };
             let file = Bytes::new(file);
             let Some(hash) = whole(&file) else { break };
@@ -136,7 +138,8 @@ impl Journal {
             next = Some(hash);
         }
         let done = fits.files.len();
-        if let Some(expected) = next
+        if done < all
+            && let Some(expected) = next
             && self.hash(done, width) != Some(expected)
         {
             return Ok(Fits::default());

@@ -20,7 +20,9 @@ use crate::pack::spec;
 use crate::plan::{Job, Plan, Step};
 use crate::tile;
 use journal::{Finished, Journal};
+use lutite_kernels::ggml::dequantize_row;
 use lutite_kernels::isa::Isa;
+use lutite_kernels::pack::PlaneShape;
 use lutite_models::Blocks;
 use lutite_models::blocks::{END, GROUPS, PART};
 use lutite_models::config::Config;
@@ -105,6 +107,9 @@ impl Method for HlqCd {
     }
 }
 
+/// Rows of the head that are fitted at a time: whole tiles, and few enough to be no more than a layer is.
+const HEAD_ROWS: usize = 4096;
+
 /// Tokens of a sequence, as far as the model has positions.
 pub const LENGTH: usize = 512;
 
@@ -156,7 +161,8 @@ pub struct CalibrateJob<'a> {
     pub cancel: &'a AtomicBool,
 }
 
-/// Fits all matrices of layers that the plan wants fitted.
+/// Fits all matrices that the plan wants fitted: those of the layers, and then the head. A head that is the table of tokens'
+/// vectors as well is fitted as a head; until then tokens have the vectors that they had.
 ///
 /// # Errors
 /// A model that cannot be read, a work folder that cannot be written; [`Error::Interrupted`].
@@ -169,14 +175,16 @@ pub fn calibrate(plan: &Plan<'_>, job: &CalibrateJob<'_>) -> Result<Fits> {
 }
 
 /// Bytes that a calibration takes at most, beside what is mapped: a layer's weights four times (as they were, as they become,
-/// as targets, and packed), the sums over its widest input in their eight forms, and a few copies of a sequence.
+/// as targets, and packed), the sums over its widest input in their eight forms, and a few copies of a sequence; for the
+/// head, its packed planes and some rows.
 pub fn memory_bytes(c: &Config) -> u64 {
     let n = |x: usize| x as u64;
     let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
     let layer = n(c.dim) * n(2 * q + 2 * kv + 3 * c.ffn);
     let widest = n(c.dim.max(q).max(c.ffn));
     let sequence = n(LENGTH) * (4 * n(c.dim) + 8 * widest);
-    let terms = [layer.saturating_mul(4), widest.saturating_mul(widest).saturating_mul(8), sequence];
+    let layer = layer.saturating_mul(4).max(n(c.dim).saturating_mul(n(c.vocab / 4 + 6 * HEAD_ROWS)));
+    let terms = [layer, widest.saturating_mul(widest).saturating_mul(8), sequence];
     terms.into_iter().fold(0, u64::saturating_add).saturating_mul(4)
 }
 
@@ -235,12 +243,16 @@ impl<'a> Run<'a> {
     fn run(mut self) -> Result<Fits> {
         let layers = self.blocks.config().layers;
         let dim = self.blocks.config().dim;
-        let mut fits = self.journal.finished(layers, dim)?;
+        let plan = self.plan;
+        let head = fitted(plan).find(|j| !j.info.name.starts_with("blk."));
+        let all = layers + usize::from(head.is_some());
+        let mut fits = self.journal.finished(all, dim)?;
         fits.method = self.job.method.name();
         self.progress.resumed = fits.layers();
         let left = (fits.layers()..layers)
             .flat_map(|layer| GROUPS.concat().into_iter().map(move |p| name(layer, p)));
-        self.progress.total = left.filter_map(|name| find(self.plan, &name)).map(|j| size(&j.info)).sum();
+        let left = left.filter_map(|name| find(plan, &name)).chain(head.filter(|_| fits.layers() < all));
+        self.progress.total = left.map(|j| size(&j.info)).sum();
         (self.job.progress)(self.progress);
         if fits.layers() == 0 {
             self.embed()?;
@@ -264,7 +276,63 @@ impl<'a> Run<'a> {
             let next = self.flow(layer, END, None)?;
             self.journal.finish(layer, &finished, next, &mut fits)?;
         }
+        if let Some(head) = head.filter(|_| fits.layers() == layers) {
+            let finished = self.head(head)?;
+            self.journal.finish(layers, &[finished], 0, &mut fits)?;
+        }
         Ok(fits)
+    }
+
+    /// Fits the head, some rows at a time.
+    fn head(&mut self, head: &Job<'_>) -> Result<Finished> {
+        let (layers, dim) = (self.blocks.config().layers, self.blocks.config().dim);
+        let mut gram = Gram::new(dim)?;
+        let mut stream = Stream::open(&self.journal.input(layers), dim)?;
+        let mut beside = match &self.reference {
+            Some(_) => Some(Stream::open(&self.journal.reference(layers), dim)?),
+            None => None,
+        };
+        let mut first = 0;
+        for tokens in self.job.sequences {
+            let read = |stream: &mut Stream| {
+                let mut x = vec![0.0; tokens.len() * dim];
+                stream.read(first, &mut x)?;
+                self.blocks.normalize(&mut x);
+                Ok::<_, Error>(x)
+            };
+            let x = read(&mut stream)?;
+            match &mut beside {
+                Some(beside) => gram.add_beside(self.job.isa, &x, &read(beside)?)?,
+                None => gram.add(self.job.isa, &x)?,
+            }
+            first += tokens.len();
+        }
+        gram.finish();
+        let info = &head.info;
+        let mut parts = vec![Vec::new(); info.tensors().len()];
+        let (mut error, mut whole) = (0.0, 0.0);
+        for start in (0..info.shape.rows).step_by(HEAD_ROWS) {
+            if self.job.cancel.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            let rows = start..info.shape.rows.min(start + HEAD_ROWS);
+            let some = PackedInfo { shape: PlaneShape { rows: rows.len(), ..info.shape }, ..info.clone() };
+            let mut w = zeros(rows.len() * dim, "weights")?;
+            dequantize_row(head.source.ty, &head.source.row_bytes(rows), &mut w)
+                .map_err(|e| Error::Tensor { name: info.name.clone(), why: e.to_string() })?;
+            let targets = [Target { w: &w, spec: spec(&some) }];
+            for fit in self.job.method.fit(self.job.isa, &gram, &targets)? {
+                // Parts are made of tiles of rows, one behind the other.
+                for (all, part) in parts.iter_mut().zip(tile::pack_fitted(&some, &fit.fitted)?) {
+                    all.extend(part);
+                }
+                (error, whole) = (error + fit.error, whole + fit.whole);
+            }
+            self.progress.done += size(&some);
+            (self.job.progress)(self.progress);
+        }
+        let error = (error / whole.max(f64::MIN_POSITIVE)) as f32;
+        Ok(Finished { info: info.clone(), parts, error })
     }
 
     /// Writes the input of layer 0.
@@ -427,10 +495,10 @@ fn size(i: &PackedInfo) -> u64 {
     (i.shape.rows * i.shape.cols) as u64
 }
 
-/// Matrices of layers that are to be fitted.
+/// Matrices that are to be fitted.
 fn fitted<'p>(plan: &'p Plan<'_>) -> impl Iterator<Item = &'p Job<'p>> {
     plan.steps.iter().filter_map(|s| match s {
-        Step::Pack(j) if !j.exact && j.info.name.starts_with("blk.") => Some(j),
+        Step::Pack(j) if !j.exact => Some(j),
         _ => None,
     })
 }
