@@ -54,7 +54,7 @@ for peer; do
     case $peer in
     llama.cpp)
         source_of llama.cpp-source ggml-org/llama.cpp 0c1e57098bba43ac29e6e3b677cdceebdd22334f
-        build llama.cpp "llama-bench llama-perplexity"
+        build llama.cpp "llama-bench llama-perplexity llama-quantize"
         ;;
     ik_llama.cpp)
         source_of ik_llama.cpp-source ikawrakow/ik_llama.cpp 8337e4cd3861406fc04e0854b1409cd1b027fbc9
