@@ -26,13 +26,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benches"))
 from svg import GRID, OURS, ROW_PX, THEIRS, Svg  # noqa: E402
 
-# Method, planes, group. Ours (cd; cd0 without moved targets; self) has int8 parameters, the others f16.
+# Method, planes, group. Ours (cd, self) has int8 parameters, the others f16.
 CASES = [
     ("rtn", 2, 64),
     ("gptq", 2, 64),
     ("elutq", 2, 64),
-    ("cd0", 2, 64),
-    ("cd0", 2, 32),
     ("cd", 2, 64),
     ("cd", 2, 32),
     ("self", 2, 32),
@@ -40,10 +38,9 @@ CASES = [
     ("gptq", 3, 64),
     ("elutq", 3, 64),
     ("cd", 3, 64),
-    ("cd", 3, 32),
 ]
 # Bits per weight of all matrices, embedding and head included.
-SIZES = [2.75, 3.25, 3.75, 4.25]
+SIZES = [2.75, 3.25, 3.75]
 TYPES = ["Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_0", "Q4_K_M"]
 
 
@@ -82,7 +79,7 @@ def cases(args):
     """Name, command that packs to OUT, and bits per weight of layers or of all."""
     for method, planes, group in CASES:
         name = f"{method}-q{planes}-g{group}"
-        parameters = (planes + 1) * (8 if method in ("cd", "cd0", "self") else 16)
+        parameters = (planes + 1) * (8 if method in ("cd", "self") else 16)
         if method in ("rtn", "gptq"):
             # A uniform grid needs its step and its zero only.
             parameters = 2 * 16

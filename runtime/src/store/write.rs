@@ -105,6 +105,16 @@ impl GgufWriter {
         Ok(self)
     }
 
+    /// Bytes of the whole file.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin), without those of files.
+    pub fn bytes(mut self) -> Result<u64> {
+        let alignment = self.alignment;
+        self.put(ALIGNMENT_KEY, &alignment);
+        Ok(self.head()?.1)
+    }
+
     /// Creates a temporary file beside `path` and writes everything but the tensors' data to it.
     ///
     /// # Errors
@@ -128,7 +138,10 @@ impl GgufWriter {
         let alignment = self.alignment;
         self.put(ALIGNMENT_KEY, &alignment);
         let (head, total) = self.head()?;
-        self.stream(Target::Memory(Vec::new()), Path::new("(in memory)"), head, total)
+        let mut bytes = Vec::new();
+        // All at once, not by doubling. Where it cannot be had, it shows when it is needed.
+        let _ = bytes.try_reserve_exact(usize::try_from(total).unwrap_or(0));
+        self.stream(Target::Memory(bytes), Path::new("(in memory)"), head, total)
     }
 
     /// The model of these descriptions with its tensors' data in other files: nothing is copied but the head.

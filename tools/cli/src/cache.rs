@@ -13,7 +13,7 @@ use crate::load::{self, Source};
 use crate::ui::{self, Progress, Quit};
 use crate::{interrupt, lock, places};
 use anyhow::Context;
-use lutite_quant::{Fits, Imatrix, PackJob, Plan, pack_in_memory, pack_to_file};
+use lutite_quant::{Fits, Imatrix, Loss, PackJob, Plan, pack_in_memory, pack_to_file};
 use lutite_runtime::os::map::Map;
 use lutite_runtime::os::memory;
 use lutite_runtime::store::{Bytes, Gguf, ModelFile};
@@ -48,6 +48,7 @@ pub(crate) fn packed(source: &Source, how: &load::Packing) -> anyhow::Result<Byt
         imatrix: None,
         fits: None,
         measure: how.measure.then_some(&source.file),
+        accept: &|_| Ok(()),
         threads,
         way_out: WAY_OUT,
     };
@@ -118,6 +119,8 @@ pub(crate) struct Packing<'a> {
     pub(crate) fits: Option<&'a Fits>,
     /// The source, to measure against what fitted planes lost.
     pub(crate) measure: Option<&'a ModelFile>,
+    /// Whether such a loss is good enough; if it is not, says so.
+    pub(crate) accept: &'a dyn Fn(&Loss) -> Result<(), String>,
     /// Threads to compute on.
     pub(crate) threads: usize,
     /// What to do when the result cannot be written.
@@ -151,11 +154,15 @@ pub(crate) fn pack(p: &Packing<'_>, plan: &Plan<'_>, path: Option<&Path>) -> any
             *bar = None;
         }
         ui::note("measuring what the re-quantized weights lost (--no-measure: do not)");
-        let measured = p.measure.map(|source| loss::measure(source, &packed, p.threads));
-        measured?.unwrap_or_else(|e| {
+        let Some(source) = p.measure else { return Ok(None) };
+        let loss = loss::measure(source, &packed, p.threads).unwrap_or_else(|e| {
             ui::warn(format_args!("the loss cannot be measured: {e:#}"));
             None
-        })
+        });
+        if let Some(loss) = &loss {
+            (p.accept)(loss).map_err(lutite_quant::Error::Refused)?;
+        }
+        Ok(loss)
     };
     let job = PackJob {
         source: p.gguf,
@@ -181,7 +188,7 @@ pub(crate) fn pack(p: &Packing<'_>, plan: &Plan<'_>, path: Option<&Path>) -> any
         e => anyhow::Error::new(e).context(format!("cannot pack {}", p.source.display())),
     })?;
     let (before, after) = (plan.source_bytes(), plan.bytes());
-    if plan.fitted() == 0 && after > before + before / 4 {
+    if plan.fitted().next().is_none() && after > before + before / 4 {
         let (before, after) = (ui::megabytes(before), ui::megabytes(after));
         ui::note(format_args!(
             "{name}: held exactly, weights of {before} take {after}; --bits 1 to 8 takes less and says what it lost"

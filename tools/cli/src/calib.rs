@@ -27,7 +27,10 @@ pub(crate) fn sequences(
     let length = LENGTH.min(Config::read(&load::gguf(source)?)?.context);
     match text {
         Some(file) => of_text(source, file, tokens, length),
-        None => sampled(source, tokens, length, threads),
+        None => {
+            let label = "writing text to calibrate with";
+            written(&exact(source, threads)?, label, tokens.div_ceil(length), length, threads)
+        }
     }
 }
 
@@ -50,25 +53,35 @@ fn of_text(source: &Source, file: &Path, tokens: usize, length: usize) -> anyhow
     Ok(sequences)
 }
 
-/// What the model writes, from the token on that its texts begin with, or else from tokens spread over the vocabulary. It writes
-/// on behind the ends of its texts. A sequence depends on its number only, so that threads may share the work.
-fn sampled(source: &Source, tokens: usize, length: usize, threads: usize) -> anyhow::Result<Vec<Vec<u32>>> {
-    let packed = Source {
+/// The source with its weights as they are, from the cache.
+pub(crate) fn exact(source: &Source, threads: usize) -> anyhow::Result<Source> {
+    let same = Source {
         path: source.path.clone(),
         files: source.files.clone(),
         file: source.file.clone(),
         ..*source
     };
-    let packed = load::pack(packed, &Packing::exact(threads, false))?;
-    let tokenizer = load::tokenizer(source)?;
+    load::pack(same, &Packing::exact(threads, false))
+}
+
+/// `count` sequences that the model writes, from the token on that its texts begin with, or else from tokens spread over the
+/// vocabulary. It writes on behind the ends of its texts. A sequence depends on its number only, so that threads may share
+/// the work.
+pub(crate) fn written(
+    packed: &Source,
+    label: &str,
+    count: usize,
+    length: usize,
+    threads: usize,
+) -> anyhow::Result<Vec<Vec<u32>>> {
+    let tokenizer = load::tokenizer(packed)?;
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-    let count = tokens.div_ceil(length);
-    let bar = Mutex::new(Progress::share("writing text to calibrate with", (count * length) as u64));
+    let bar = Mutex::new(Progress::share(label, (count * length) as u64));
     let (next, written) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let work = || -> anyhow::Result<Vec<(usize, Vec<u32>)>> {
         let options =
             OpenOptions { workers: 1, context: Some(length), batch: 1, ..OpenOptions::new(Isa::from_env()?) };
-        let mut model = load::model(&packed, &options)?;
+        let mut model = load::model(packed, &options)?;
         let mut done = Vec::new();
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);

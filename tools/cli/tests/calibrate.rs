@@ -95,6 +95,55 @@ fn without_a_text_the_model_writes_one() {
 }
 
 #[test]
+fn a_file_has_the_size_that_was_asked_for() {
+    let home = Home::new();
+    let line = "quantize MODEL --group 32 -t 2";
+    let mut last = f64::INFINITY;
+    for size in [180_000, 260_000] {
+        let said = home.fine(&format!("{line} --target-size {size} -o @{size}.gguf"));
+        let found = fs::metadata(home.path(&format!("{size}.gguf"))).unwrap().len();
+        assert!(found <= size && found > size - 30_000, "{found} for {size}");
+        let after = |words: &str| -> f64 {
+            let at = said.find(words).unwrap_or_else(|| panic!("{words}: {said}")) + words.len();
+            said[at..].split_whitespace().next().unwrap().trim_end_matches(',').parse().unwrap()
+        };
+        let (predicted, measured) = (after("predicted KL "), after("-cd: KL "));
+        assert!(measured < 3.0 * predicted && predicted < last, "{size}: {measured} for {predicted}");
+        last = predicted;
+    }
+    let said = home.fine(&format!("{line} --target-bpw 4.5 --calib @text -o @bits.gguf --no-measure"));
+    assert!(said.contains(", 4.4") && said.contains(" bits per weight"), "{said}");
+    for (flags, code, why) in [
+        ("--target-size 20K", 1, "cannot become as small: the file would have"),
+        ("--target-bpw 1", 1, "bits per weight are the least"),
+        ("--target-size much", 2, "a number of bytes such as 60M"),
+        ("--target-bpw 99", 2, "a number of bits such as 2.5"),
+        ("--target-size 1M --bits 2", 2, "cannot be used with"),
+        ("--target-size 1M --target-bpw 3", 2, "cannot be used with"),
+        ("--target-size 1M --method als", 1, "leave --method als and --imatrix out"),
+    ] {
+        let (found, said) = home.run(&format!("{line} {flags} -o @x.gguf"));
+        assert_eq!(found, Some(code), "{flags}: {said}");
+        assert!(said.contains(why) && !home.path("x.gguf").exists(), "{flags}: {said}");
+    }
+}
+
+#[test]
+fn what_is_much_worse_than_predicted_is_refused() {
+    let home = Home::new();
+    // One short story again and again: what it leaves open is lost.
+    let line =
+        "quantize MODEL --group 32 -t 2 --target-size 150K --calib @text --calib-tokens 2048 -o @x.gguf";
+    let (code, said) = home.run(line);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("was predicted; --keep keeps it") && !home.path("x.gguf").exists(), "{said}");
+    // What is fitted is not fitted again.
+    let said = home.fine(&format!("{line} --keep"));
+    assert!(said.contains("going on behind 6 finished layers") && home.path("x.gguf").exists(), "{said}");
+    assert!(!home.path("x.gguf.work").exists());
+}
+
+#[test]
 fn what_cannot_be_calibrated_with_is_said() {
     let home = Home::new();
     fs::write(home.path("short"), "Once upon a time").unwrap();

@@ -37,7 +37,7 @@ fn run_measures_once_and_tells_always() {
     let home = tempfile::tempdir().unwrap();
     let (_, first) = fine(&home, &format!("{RUN} --bits 4"));
     let told = warning(&first).unwrap_or_else(|| panic!("{first}"));
-    assert!(told.contains("q4-g64-hlq8: KL ") && told.contains("over 256 tokens"), "{told}");
+    assert!(told.contains("q4-g64-hlq8: KL ") && told.contains("over 512 tokens"), "{told}");
     assert!(first.contains("measuring what"), "{first}");
     let (_, second) = fine(&home, &format!("{RUN} --bits 4"));
     assert_eq!(warning(&second), Some(told));
@@ -62,7 +62,7 @@ fn quantize_and_inspect_tell_the_loss() {
         let (json, _) = fine(&home, &format!("inspect @{bits}.gguf --json"));
         let loss = serde_json::from_str::<Value>(&json).unwrap()["packed"]["loss"].clone();
         assert!(told.ends_with(loss["text"].as_str().unwrap()), "{told}: {loss}");
-        assert_eq!(loss["tokens"], 256);
+        assert_eq!(loss["tokens"], 512);
         let (text, _) = fine(&home, &format!("inspect @{bits}.gguf"));
         assert!(text.contains(loss["text"].as_str().unwrap()), "{text}");
         (loss["kl"].as_f64().unwrap(), loss["same_top"].as_f64().unwrap())

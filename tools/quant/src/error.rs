@@ -15,6 +15,9 @@ pub enum Error {
     /// Options or a source that make no sense together.
     #[error("{0}")]
     Options(String),
+    /// A result that is not good enough.
+    #[error("{0}")]
+    Refused(String),
     /// A tensor that cannot be compressed.
     #[error("tensor {name:?}: {why}")]
     Tensor {

@@ -47,7 +47,7 @@ impl Imatrix {
         Imatrix::of(entries)
     }
 
-    fn of(mut entries: Vec<(String, Vec<f32>)>) -> Result<Imatrix> {
+    pub(crate) fn of(mut entries: Vec<(String, Vec<f32>)>) -> Result<Imatrix> {
         if entries.is_empty() {
             return fail("file", "has no importances; is it a model? Pass a file that llama-imatrix wrote");
         }

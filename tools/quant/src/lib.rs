@@ -3,6 +3,7 @@
 //! `docs/format.md`.
 #![forbid(unsafe_code)]
 
+pub mod allocate;
 pub mod als;
 pub mod calibrate;
 pub mod cd;
@@ -12,6 +13,7 @@ mod export;
 pub mod gram;
 pub mod imatrix;
 mod loss;
+mod mix;
 mod pack;
 mod plan;
 mod tile;
@@ -21,5 +23,6 @@ pub use error::{Error, Result};
 pub use export::{Export, FloatType};
 pub use imatrix::Imatrix;
 pub use loss::Loss;
-pub use pack::{PackJob, pack_in_memory, pack_to_file};
-pub use plan::{Bits, PackOptions, Plan};
+pub use mix::{Opened, mix};
+pub use pack::{PackJob, file_bytes, pack_in_memory, pack_to_file};
+pub use plan::{Bits, Matrix, PackOptions, Plan};

@@ -30,8 +30,8 @@ pub struct PackJob<'a> {
     /// Threads to compute on.
     pub threads: usize,
     /// Called with the packed file, whole but for its name, if any matrix was fitted: says what that lost, for the
-    /// file's metadata. Keeps nothing of the bytes.
-    pub measure: Option<&'a dyn Fn(Bytes) -> Option<Loss>>,
+    /// file's metadata. Keeps nothing of the bytes. An error of its own throws the file away.
+    pub measure: Option<&'a dyn Fn(Bytes) -> Result<Option<Loss>>>,
     /// Called from any thread with bytes of source tensors done and in all.
     pub progress: &'a (dyn Fn(u64, u64) + Sync),
     /// Set from elsewhere to stop early.
@@ -43,7 +43,7 @@ pub struct PackJob<'a> {
 /// # Errors
 /// A tensor that cannot be packed, a disk that is full, an interruption; nothing is left behind then.
 pub fn pack_to_file(plan: &Plan<'_>, job: &PackJob<'_>, path: &Path) -> Result<()> {
-    let (writer, sums) = header(plan, job)?;
+    let (writer, sums) = header(plan, job.source, job.source_hash, job.fits.map(Fits::method))?;
     run(plan, job, writer.begin(path)?, sums).map(|_| ())
 }
 
@@ -52,23 +52,22 @@ pub fn pack_to_file(plan: &Plan<'_>, job: &PackJob<'_>, path: &Path) -> Result<(
 /// # Errors
 /// As [`pack_to_file`].
 pub fn pack_in_memory(plan: &Plan<'_>, job: &PackJob<'_>) -> Result<Vec<u8>> {
-    let (writer, sums) = header(plan, job)?;
+    let (writer, sums) = header(plan, job.source, job.source_hash, job.fits.map(Fits::method))?;
     run(plan, job, writer.begin_in_memory()?, sums)
 }
 
 /// Metadata and tensor descriptions; also the number of tensors.
-fn header(plan: &Plan<'_>, job: &PackJob<'_>) -> Result<(GgufWriter, usize)> {
-    let mut w = GgufWriter::new();
-    let arch = job.source.str("general.architecture")?.unwrap_or_default();
-    w.set("general.architecture", format!("{ARCH_PREFIX}{arch}"))?;
-    copy_metadata(job.source, &mut w, &[])?;
-    w.set("lutite.version", FORMAT_VERSION)?;
-    w.set("lutite.layout", layout_tag())?;
-    let method = job.fits.map_or(String::new(), |f| format!("-{}", f.method()));
-    let tag = plan.options.tag() + &method;
+fn header(
+    plan: &Plan<'_>,
+    source: &Gguf<'_>,
+    source_hash: u64,
+    method: Option<&str>,
+) -> Result<(GgufWriter, usize)> {
+    let mut w = begin(source)?;
+    let tag = plan.options.tag() + &method.map_or(String::new(), |m| format!("-{m}"));
     w.set("lutite.quantizer", format!("lutite {} {tag}", env!("CARGO_PKG_VERSION")))?;
-    w.set("lutite.source.xxh3", job.source_hash)?;
-    if plan.fitted() > 0 {
+    w.set("lutite.source.xxh3", source_hash)?;
+    if plan.fitted().next().is_some() {
         Loss::announce(&mut w)?;
     }
     let mut count = 0;
@@ -91,6 +90,26 @@ fn header(plan: &Plan<'_>, job: &PackJob<'_>) -> Result<(GgufWriter, usize)> {
     w.set("lutite.tensors", lines.as_slice())?;
     announce_checksums(&mut w, count)?;
     Ok((w, count))
+}
+
+/// The metadata of any packed file of this source, which may be packed already.
+pub(crate) fn begin(source: &Gguf<'_>) -> Result<GgufWriter> {
+    let mut w = GgufWriter::new();
+    let arch = source.str("general.architecture")?.unwrap_or_default();
+    let arch = arch.strip_prefix(ARCH_PREFIX).unwrap_or(arch);
+    w.set("general.architecture", format!("{ARCH_PREFIX}{arch}"))?;
+    copy_metadata(source, &mut w, &[])?;
+    w.set("lutite.version", FORMAT_VERSION)?;
+    w.set("lutite.layout", layout_tag())?;
+    Ok(w)
+}
+
+/// Bytes of the file that packing `source` by `plan` will give; `method` as [`Fits::method`] has it.
+///
+/// # Errors
+/// Metadata that cannot be copied.
+pub fn file_bytes(plan: &Plan<'_>, source: &Gguf<'_>, method: Option<&str>) -> Result<u64> {
+    Ok(header(plan, source, 0, method)?.0.bytes()?)
 }
 
 /// Copies what speaks of the model, not of the file that it is in, but for `except`.
@@ -145,8 +164,8 @@ fn run(plan: &Plan<'_>, job: &PackJob<'_>, mut out: GgufStream, count: usize) ->
         }
     }
     if let Some(measure) = job.measure
-        && plan.fitted() > 0
-        && let Some(loss) = out.look(measure)?
+        && plan.fitted().next().is_some()
+        && let Some(loss) = out.look(measure)??
     {
         loss.store(&mut out)?;
     }

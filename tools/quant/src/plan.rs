@@ -5,6 +5,8 @@ use crate::error::{Error, Result};
 use lutite_kernels::ggml::{GgmlError, GgmlType, READABLE, superblock_format, uniform_format};
 use lutite_kernels::pack::{GROUPS, GROUPS_LIST, MAX_PLANES, ParamKind, PlaneShape};
 use lutite_runtime::store::{Gguf, PackedInfo, TensorInfo, is_packed};
+use std::collections::BTreeMap;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// How many planes a matrix gets, and how its weights get there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub struct PackOptions {
     pub bits: Bits,
     /// For the head; `None` keeps a source that is quantized exactly, and else takes at least 4 planes.
     pub head: Option<Bits>,
+    /// For single matrices, by their names without `.weight`, before all else.
+    pub each: BTreeMap<String, Bits>,
     /// Columns per group of fitted matrices.
     pub group: usize,
     /// Parameter kind of fitted matrices: `Hlq8` or `Hlq16`.
@@ -32,11 +36,17 @@ pub struct PackOptions {
 impl PackOptions {
     /// Stage A for everything.
     pub fn exact() -> PackOptions {
-        PackOptions { bits: Bits::Exact, head: None, group: 64, kind: ParamKind::Hlq8 }
+        PackOptions { bits: Bits::Exact, head: None, each: BTreeMap::new(), group: 64, kind: ParamKind::Hlq8 }
     }
 
-    /// The options in one word, for file names and metadata: `exact`, `q2-g64-hlq8`, `q2-g64-hlq8-head4`.
+    /// The options in one word, for file names and metadata: `exact`, `q2-g64-hlq8`, `q2-g64-hlq8-head4`; and where single
+    /// matrices have bits of their own, a hash of them: `mixed-0123abcd-g64-hlq8`.
     pub fn tag(&self) -> String {
+        if !self.each.is_empty() {
+            let all = format!("{:?} {:?} {:?}", self.bits, self.head, self.each);
+            let hash = xxh3_64(all.as_bytes()) as u32;
+            return format!("mixed-{hash:08x}-g{}-{}", self.group, self.kind.name());
+        }
         let bits = |b: Bits| match b {
             Bits::Exact => "exact".to_owned(),
             Bits::Planes(q) => format!("q{q}-g{}-{}", self.group, self.kind.name()),
@@ -50,7 +60,7 @@ impl PackOptions {
     }
 
     fn check(&self) -> Result<()> {
-        for bits in [Some(self.bits), self.head].into_iter().flatten() {
+        for bits in [Some(self.bits), self.head].into_iter().flatten().chain(self.each.values().copied()) {
             if let Bits::Planes(q) = bits
                 && !(1..=MAX_PLANES).contains(&q)
             {
@@ -82,6 +92,17 @@ pub(crate) struct Job<'a> {
 pub(crate) enum Step<'a> {
     Pack(Job<'a>),
     Copy(TensorInfo<'a>),
+}
+
+/// What a matrix takes in the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Matrix<'p> {
+    /// Without `.weight`.
+    pub name: &'p str,
+    /// How many it has.
+    pub weights: u64,
+    /// With its parameters.
+    pub bytes: u64,
 }
 
 /// The fate of every tensor.
@@ -128,28 +149,41 @@ impl<'a> Plan<'a> {
         self.steps.iter().map(size).sum()
     }
 
-    /// Matrices that do not hold their source's weights exactly: those fitted with fewer planes (stage B).
-    pub fn fitted(&self) -> usize {
-        self.steps.iter().filter(|s| matches!(s, Step::Pack(j) if !j.exact)).count()
+    /// Whether any matrix changes its form.
+    pub fn packs(&self) -> bool {
+        self.steps.iter().any(|s| matches!(s, Step::Pack(_)))
     }
 
-    /// Bits per weight over all matrices of the result, copied ones included.
+    /// Matrices that do not hold their source's weights exactly: those fitted with fewer planes.
+    pub fn fitted(&self) -> impl Iterator<Item = &str> {
+        self.steps.iter().filter_map(|s| match s {
+            Step::Pack(j) if !j.exact => Some(&*j.info.name),
+            _ => None,
+        })
+    }
+
+    /// All matrices of the result, copied ones included, in the order of the file.
+    pub fn matrices(&self) -> impl Iterator<Item = Matrix<'_>> {
+        self.steps.iter().filter_map(|s| match s {
+            Step::Pack(j) => Some(Matrix {
+                name: &j.info.name,
+                weights: (j.info.shape.rows * j.info.shape.cols) as u64,
+                bytes: j.info.bytes().unwrap_or(usize::MAX) as u64,
+            }),
+            Step::Copy(t) if t.n_dims() == 2 => Some(Matrix {
+                name: t.name.strip_suffix(".weight").unwrap_or(t.name),
+                weights: t.elements(),
+                bytes: t.data.len() as u64,
+            }),
+            Step::Copy(_) => None,
+        })
+    }
+
+    /// Bits per weight over [`Plan::matrices`].
     pub fn bits_per_weight(&self) -> f64 {
-        let (mut bits, mut weights) = (0.0, 0.0);
-        for s in &self.steps {
-            match s {
-                Step::Pack(j) => {
-                    bits += 8.0 * j.info.bytes().unwrap_or(usize::MAX) as f64;
-                    weights += (j.info.shape.rows * j.info.shape.cols) as f64;
-                }
-                Step::Copy(t) if t.n_dims() == 2 => {
-                    bits += 8.0 * t.data.len() as f64;
-                    weights += t.elements() as f64;
-                }
-                Step::Copy(_) => {}
-            }
-        }
-        if weights > 0.0 { bits / weights } else { 0.0 }
+        let (bytes, weights) =
+            self.matrices().fold((0, 0), |(bytes, weights), m| (bytes + m.bytes, weights + m.weights));
+        if weights > 0 { 8.0 * bytes as f64 / weights as f64 } else { 0.0 }
     }
 }
 
@@ -167,6 +201,7 @@ fn step<'a>(t: &TensorInfo<'a>, o: &PackOptions, tied: bool) -> Result<Step<'a>>
     }
     let is_head = name == "output" || name == "token_embd";
     let bits = match (is_head, o.head, o.bits) {
+        _ if o.each.contains_key(name) => o.each[name],
         (false, _, bits) | (true, None, bits @ Bits::Exact) | (true, Some(bits), _) => bits,
         (true, None, Bits::Planes(_)) if exact.is_some() => Bits::Exact,
         (true, None, Bits::Planes(q)) => Bits::Planes(q.max(4)),

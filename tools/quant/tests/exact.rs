@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 fn pack(source: &[u8], threads: usize) -> lutite_quant::Result<Vec<u8>> {
     let gguf = Gguf::parse(source).unwrap();
     let plan = Plan::new(&gguf, &PackOptions::exact())?;
-    assert_eq!(plan.fitted(), 0);
+    assert_eq!(plan.fitted().count(), 0);
     let cancel = AtomicBool::new(false);
     let job = PackJob {
         source: &gguf,

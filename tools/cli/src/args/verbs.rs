@@ -6,6 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// `lutite run`
 #[derive(Args, Clone, Debug)]
@@ -144,6 +145,16 @@ pub struct QuantizeArgs {
     /// Bit planes: `exact` for the source's own, or 1 to 8
     #[arg(long, value_name = "BITS", default_value = "exact")]
     pub bits: Bits,
+    /// Size of the file at most, e.g. 60M or 1.5GiB: bits are shared out among matrices by what each costs, the output layer
+    /// included
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["bits", "head_bits", "target_bpw"])]
+    pub target_size: Option<Size>,
+    /// The same by bits per weight, over all matrices
+    #[arg(long, value_name = "BITS", conflicts_with_all = ["bits", "head_bits"])]
+    pub target_bpw: Option<BitsPerWeight>,
+    /// Keep the result though it lost much more than was predicted for its size
+    #[arg(long)]
+    pub keep: bool,
     /// Weights that share a set of scales: 16, 32, 64, 128 or 256
     #[arg(long, value_name = "N", default_value = "64", value_parser = group_parser())]
     pub group: u32,
@@ -178,6 +189,47 @@ pub struct QuantizeArgs {
 
 fn group_parser() -> impl TypedValueParser<Value = u32> {
     PossibleValuesParser::new(["32", "64", "128", "256"]).try_map(|text| text.parse::<u32>())
+}
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(end);
+        let unit = match unit.trim().to_ascii_lowercase().as_str() {
+            "" | "b" => 1.0,
+            "k" | "kb" => 1e3,
+            "m" | "mb" => 1e6,
+            "g" | "gb" => 1e9,
+            "kib" => 1024.0,
+            "mib" => 1024.0 * 1024.0,
+            "gib" => 1024.0 * 1024.0 * 1024.0,
+            _ => f64::NAN,
+        };
+        let bytes = number.parse().unwrap_or(f64::NAN) * unit;
+        if bytes >= 1.0 && bytes < 2f64.powi(63) {
+            return Ok(Size(bytes as u64));
+        }
+        Err("a number of bytes such as 60M, 1.5G or 700MiB".into())
+    }
+}
+
+/// Bits per weight, as an average.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BitsPerWeight(pub f64);
+
+impl FromStr for BitsPerWeight {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bits = text.parse().ok().filter(|b| (0.5..=32.0).contains(b));
+        bits.map(BitsPerWeight).ok_or_else(|| "a number of bits such as 2.5".into())
+    }
 }
 
 /// How planes are fitted.

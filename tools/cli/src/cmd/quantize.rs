@@ -3,6 +3,7 @@
 use crate::args::{Method, Params, QuantizeArgs};
 use crate::cache::{self, Packing};
 use crate::judge::loss;
+use crate::judge::sensitivity::{self, Probe};
 use crate::load::Source;
 use crate::ui::{Progress, Quit};
 use crate::{calib, interrupt, load, ui};
@@ -10,8 +11,11 @@ use anyhow::Context;
 use lutite_kernels::isa::Isa;
 use lutite_kernels::pack::ParamKind;
 use lutite_models::config::Config;
-use lutite_quant::{Bits, CalibrateJob, Fits, HlqCd, Imatrix, PackOptions, Plan, calibrate};
+use lutite_quant::allocate::{Allocation, Sensitivity, Size, allocate};
+use lutite_quant::calibrate::Method as _;
+use lutite_quant::{Bits, CalibrateJob, Fits, HlqCd, Imatrix, Loss, PackOptions, Plan, calibrate};
 use lutite_runtime::os::{map::Map, memory};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -26,6 +30,7 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
             Params::Hlq8 => ParamKind::Hlq8,
             Params::Hlq16 => ParamKind::Hlq16,
         },
+        ..PackOptions::exact()
     };
     let imatrix = match &args.imatrix {
         None => None,
@@ -40,12 +45,25 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
         }
     };
     let gguf = load::gguf(&source)?;
+    let size = match (args.target_size, args.target_bpw) {
+        (Some(size), _) => Some(Size::Bytes(size.0)),
+        (None, bits) => bits.map(|bits| Size::BitsPerWeight(bits.0)),
+    };
+    let allocation = match size {
+        None => None,
+        Some(_) if args.method == Some(Method::Als) || imatrix.is_some() => {
+            anyhow::bail!("bits are shared out for calibrated planes; leave --method als and --imatrix out")
+        }
+        Some(size) => Some(share(args, &source, &options, size)?),
+    };
+    let (options, predicted) =
+        allocation.map_or((options, None), |Allocation { options, kl }| (options, Some(kl)));
     let plan =
         Plan::new(&gguf, &options).with_context(|| format!("cannot pack {}", source.path.display()))?;
     let start = Instant::now();
     let hash = cache::hash(&source.file)?;
     let method = args.method.unwrap_or(match options.bits {
-        _ if args.calib.is_some() => Method::Cd,
+        _ if args.calib.is_some() || predicted.is_some() => Method::Cd,
         Bits::Planes(1..=3) if imatrix.is_none() => Method::Cd,
         _ => Method::Als,
     });
@@ -58,7 +76,7 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
         name.into()
     });
     let fits = match method {
-        Method::Cd if plan.fitted() > 0 => Some(fit(args, &source, &plan, hash, &work)?),
+        Method::Cd if plan.fitted().next().is_some() => Some(fit(args, &source, &plan, hash, &work)?),
         _ => None,
     };
     let packing = Packing {
@@ -68,6 +86,12 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
         imatrix: imatrix.as_ref(),
         fits: fits.as_ref(),
         measure: (!args.no_measure).then_some(&source.file),
+        accept: &|loss| match predicted {
+            Some(predicted) if !args.keep => judge(loss, predicted).map_err(|why| {
+                format!("{why}; --keep keeps it nevertheless (what is fitted is in {})", work.display())
+            }),
+            _ => Ok(()),
+        },
         threads: load::threads(args.threads),
         way_out: "name another place with -o",
     };
@@ -85,6 +109,64 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
         start.elapsed().as_secs_f64(),
     ));
     loss::tell(&load::at(args.out_file.clone())?)
+}
+
+/// A result that lost so many times what was predicted for it is refused.
+const MUCH_WORSE: f64 = 2.0;
+
+/// Says what is wrong with a result that is much worse than predicted, by more than its measurement may be off.
+fn judge(loss: &Loss, predicted: f64) -> Result<(), String> {
+    let least = f64::from(loss.kl) - 3.0 * f64::from(loss.kl_error);
+    if least <= MUCH_WORSE * predicted {
+        return Ok(());
+    }
+    Err(format!(
+        "the result has a KL of {:.4} ± {:.4} where {predicted:.4} was predicted",
+        loss.kl, loss.kl_error
+    ))
+}
+
+/// Tokens of the calibration text that bits are shared out by.
+const LOOK: usize = 2048;
+
+/// Shares out bits, and says how.
+fn share(
+    args: &QuantizeArgs,
+    source: &Source,
+    options: &PackOptions,
+    size: Size,
+) -> anyhow::Result<Allocation> {
+    let name = source.path.display();
+    let gguf = load::gguf(source)?;
+    let allocate = |sensitivities: &[Sensitivity]| {
+        let found = allocate(&gguf, options, sensitivities, size, HlqCd::default().name().as_str());
+        found.with_context(|| format!("cannot pack {name}"))
+    };
+    // An impossible size is said before anything is measured.
+    let plan = sensitivity::few(&gguf, options).with_context(|| format!("cannot pack {name}"))?;
+    allocate(&plan.fitted().map(|name| Sensitivity { name: name.to_owned(), kl: 0.0 }).collect::<Vec<_>>())?;
+    let threads = load::threads(args.threads);
+    let calibration = calib::sequences(source, args.calib.as_deref(), LOOK, threads)?;
+    let probe = Probe::new(source, &plan, &calibration, threads)?;
+    let found = allocate(&probe.each(&plan)?)?;
+    let mut counts = BTreeMap::new();
+    for bits in found.options.each.values() {
+        let planes = match bits {
+            Bits::Exact => usize::MAX,
+            Bits::Planes(planes) => *planes,
+        };
+        *counts.entry(planes).or_insert(0) += 1;
+    }
+    let counts = counts.into_iter().map(|(planes, count): (usize, usize)| match planes {
+        usize::MAX => format!("{count} exact"),
+        planes => format!("{count} with {planes}"),
+    });
+    ui::note(format_args!(
+        "bits of matrices: {}; predicted KL {:.4}",
+        counts.collect::<Vec<_>>().join(", "),
+        found.kl
+    ));
+    Ok(found)
 }
 
 /// Fits with the inputs that matrices get from a text.

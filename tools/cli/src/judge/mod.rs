@@ -5,6 +5,7 @@ pub mod choices;
 pub(crate) mod loss;
 pub mod protocol;
 pub mod score;
+pub(crate) mod sensitivity;
 pub mod stats;
 #[cfg(test)]
 mod tests;

@@ -7,9 +7,11 @@
 //! flows between layers lies in files, and finished layers are kept (`journal`), so that a calibration that was killed goes
 //! on where it was, to the same bytes.
 
+mod importance;
 mod journal;
 mod stream;
 
+pub use importance::importance;
 pub use journal::Fits;
 
 use crate::als::FitSpec;
