@@ -6,7 +6,7 @@
     benches/peers/export_ppl.py --model FILE --text FILE \\
         --llama-perplexity target/peers/llama.cpp/bin/llama-perplexity
 
-The model is packed and exported. Lutite scores the packed file by its plain path, llama.cpp the exported one, both with
+The model is packed and exported; or one that is packed already, with --packed instead of --model. Lutite scores the packed file by its plain path, llama.cpp the exported one, both with
 keys and values in f32, on the same chunks of the text. More than 0.2 % between the two is a failure.
 """
 
@@ -27,15 +27,17 @@ def main():
     args = arguments()
     lutite = Lutite(args.lutite)
     with tempfile.TemporaryDirectory() as folder:
-        packed, exported = f"{folder}/packed.gguf", f"{folder}/exported.gguf"
-        lutite.quantize(args.model, packed, ["--bits", args.bits, "--group", args.group])
+        packed, exported = args.packed or f"{folder}/packed.gguf", f"{folder}/exported.gguf"
+        if not args.packed:
+            lutite.quantize(args.model, packed, ["--bits", args.bits, "--group", args.group])
         run([args.lutite, "export", packed, exported, "--type", args.type])
         same = ["-f", args.text, "-c", str(args.ctx_size), "--chunks", str(args.chunks), "-t", str(args.threads)]
         same += ["-ctk", "f32", "-ctv", "f32"]
         ours = json.loads(run([args.lutite, "perplexity", packed, *same, "--path", "plain", "--json"]))["perplexity"]
         theirs = final_estimate(run([args.llama_perplexity, "-m", exported, *same], with_errors=True))
     ratio = theirs / ours
-    print(f"bits {args.bits}, group {args.group}, {args.chunks} chunks of {args.ctx_size} tokens")
+    what = args.packed or f"bits {args.bits}, group {args.group}"
+    print(f"{what}, {args.chunks} chunks of {args.ctx_size} tokens")
     print(f"Lutite, packed, plain path:     PPL {ours:.4f}")
     print(f"llama.cpp, exported as {args.type}:    PPL {theirs:.4f}")
     print(f"ratio {ratio:.5f}")
@@ -47,7 +49,9 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lutite", metavar="PATH", default=str(ROOT / "target/release/lutite"))
     parser.add_argument("--llama-perplexity", metavar="PATH", required=True)
-    parser.add_argument("--model", metavar="FILE", required=True, help="what `lutite quantize` reads")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", metavar="FILE", help="what `lutite quantize` reads")
+    source.add_argument("--packed", metavar="FILE", help="what it wrote")
     parser.add_argument("--text", metavar="FILE", required=True)
     parser.add_argument("--bits", default="3", help="[default: 3]")
     parser.add_argument("--group", default="64", help="[default: 64]")

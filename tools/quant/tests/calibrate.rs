@@ -146,6 +146,43 @@ fn threads_and_interruptions_change_no_byte() {
 }
 
 #[test]
+fn importance_is_the_mean_square_of_inputs() {
+    let file = ModelFile::from(&Bytes::new(Map::open(STORIES).unwrap()));
+    let gguf = file.gguf().unwrap();
+    // Longer than the parts that go through a layer together.
+    let sequences = [(1..150).collect::<Vec<u32>>(), vec![7], (200..280).collect()];
+    let of = |threads| {
+        let never = AtomicBool::new(false);
+        calibrate::importance(&gguf, &file, &sequences, Isa::detect(), threads, &never).unwrap()
+    };
+    let found = of(2);
+    assert_eq!(found, of(1));
+    assert_eq!(found.tensors().len(), 5 * 7 + 2);
+    // What goes into the first layer is the norm of the tokens' vectors.
+    let f32s = |name: &str| -> Vec<f32> {
+        let data = gguf.require(name).unwrap().data;
+        data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    };
+    let (table, weight) = (f32s("token_embd.weight"), f32s("blk.0.attn_norm.weight"));
+    let mut expected = vec![0.0f64; weight.len()];
+    let tokens: Vec<u32> = sequences.concat();
+    for token in &tokens {
+        let x = &table[*token as usize * weight.len()..][..weight.len()];
+        let mean: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / weight.len() as f64;
+        for ((e, x), w) in expected.iter_mut().zip(x).zip(&weight) {
+            *e += (f64::from(*x) * f64::from(*w)).powi(2) / (mean + 1e-5) / tokens.len() as f64;
+        }
+    }
+    for part in ["attn_q", "attn_k", "attn_v"] {
+        let found = found.importance(&format!("blk.0.{part}.weight")).unwrap();
+        assert!(found.iter().zip(&expected).all(|(f, e)| (f64::from(*f) / e - 1.0).abs() < 1e-4), "{part}");
+    }
+    // Later ones are no copies of it.
+    assert_ne!(found.importance("blk.4.attn_q.weight"), found.importance("blk.0.attn_q.weight"));
+    assert_eq!(found.importance("blk.4.ffn_up.weight"), found.importance("blk.4.ffn_gate.weight"));
+}
+
+#[test]
 fn a_folder_of_something_else_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("letter.txt"), "dear").unwrap();
