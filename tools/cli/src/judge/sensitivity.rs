@@ -1,7 +1,8 @@
 //! What matrices of a model cost when they alone are held by few planes: for those who share out bits among them.
 //!
-//! The source writes a few short texts, and reads them again with some of its matrices exchanged for planes that were
-//! fitted to their weights, and to how large their inputs are. All runs go by the same kernels, so that what those round does not count.
+//! The source writes a few short texts, and reads them again with one matrix after the other exchanged for planes that were
+//! fitted to its weights and to how large its inputs are. All runs go by the same kernels, so that what those round does
+//! not count.
 
 use super::loss::{self, LENGTH};
 use super::score::{self, Reference};
@@ -54,8 +55,11 @@ impl Probe {
         let texts = calib::written(&exact, "writing text to measure with", TEXTS, length, threads)?;
         let gguf = load::gguf(source)?;
         let isa = Isa::from_env()?;
-        let imatrix = importance(&gguf, &source.file, calibration, isa, threads, interrupt::flag())?;
-        let few = ModelFile::from(&loss::in_memory(&gguf, plan, Some(&imatrix), threads)?);
+        let imatrix = importance(&gguf, &source.file, calibration, isa, threads, interrupt::flag());
+        interrupt::check(interrupt::flag())?;
+        let few = loss::in_memory(&gguf, plan, Some(&imatrix?), threads);
+        interrupt::check(interrupt::flag())?;
+        let few = ModelFile::from(&few?);
         let mut model = loss::session(&exact.file, LENGTH, threads)?;
         let read = |text: &Vec<u32>| Ok(read(&mut model, text)?.to_vec());
         let expected = texts.iter().map(read).collect::<anyhow::Result<_>>()?;
@@ -70,21 +74,21 @@ impl Probe {
         let mut bar = Progress::share("measuring what each matrix costs", plan.fitted().count() as u64);
         let one = |(i, name): (usize, &str)| {
             interrupt::check(interrupt::flag())?;
-            let kl = self.cost(|n| n == name)?;
+            let kl = self.cost(name)?;
             bar.set(i as u64 + 1);
             Ok(Sensitivity { name: name.to_owned(), kl })
         };
         plan.fitted().enumerate().map(one).collect()
     }
 
-    /// Mean KL divergence with few planes for the matrices that `take` names.
+    /// Mean KL divergence with few planes for one matrix.
     ///
     /// # Errors
     /// A logit that is not finite.
-    fn cost(&self, take: impl Fn(&str) -> bool) -> anyhow::Result<f64> {
+    fn cost(&self, name: &str) -> anyhow::Result<f64> {
         let (exact, few) = (load::gguf(&self.exact)?, self.few.gguf()?);
         let from = Opened { gguf: &exact, file: &self.exact.file };
-        let file = mix(from, Opened { gguf: &few, file: &self.few }, take)?;
+        let file = mix(from, Opened { gguf: &few, file: &self.few }, |n| n == name)?;
         let mut model = loss::session(&file, LENGTH, self.threads)?;
         let vocab = model.vocab();
         let (mut sum, mut count) = (0.0, 0);
