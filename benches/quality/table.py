@@ -84,7 +84,7 @@ def cases(args):
             # A uniform grid needs its step and its zero only.
             parameters = 2 * 16
         if method == "self":
-            command = ours(args, "--bits", planes, "--group", group, "--calib-tokens", args.tokens)
+            command = ours(args, "--bits", planes, "--head-bits", "exact", "--group", group, "--calib-tokens", args.tokens)
         else:
             command = [args.baseline, method, args.model, "OUT", planes, group, args.calib, args.tokens]
         yield name, command, planes + parameters / group

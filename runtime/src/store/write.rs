@@ -138,10 +138,7 @@ impl GgufWriter {
         let alignment = self.alignment;
         self.put(ALIGNMENT_KEY, &alignment);
         let (head, total) = self.head()?;
-        let mut bytes = Vec::new();
-        // All at once, not by doubling. Where it cannot be had, it shows when it is needed.
-        let _ = bytes.try_reserve_exact(usize::try_from(total).unwrap_or(0));
-        self.stream(Target::Memory(bytes), Path::new("(in memory)"), head, total)
+        self.stream(Target::Memory(Vec::new()), Path::new("(in memory)"), head, total)
     }
 
     /// The model of these descriptions with its tensors' data in other files: nothing is copied but the head.

@@ -70,6 +70,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let gguf = file.gguf()?;
     let options = PackOptions {
         bits: Bits::Planes(bits.parse()?),
+        head: Some(Bits::Exact),
         group: group.parse()?,
         kind,
         ..PackOptions::exact()

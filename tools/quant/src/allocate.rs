@@ -113,7 +113,9 @@ pub fn allocate(
             let kl = picks.iter().zip(&hulls).map(|(i, hull)| hull[*i].kl).sum();
             return Ok(Allocation { options: with(&|i| hulls[i][picks[i]].bits), kl });
         }
-        room -= over.max(1.0);
+        // By less than what is taken nothing would change.
+        let taken: u64 = picks.iter().zip(&hulls).map(|(i, hull)| hull[*i].bytes - hull[0].bytes).sum();
+        room = room.min(taken as f64) - over.max(1.0);
     }
 }
 

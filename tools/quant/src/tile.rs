@@ -96,3 +96,32 @@ pub(crate) fn put_params(i: &PackedInfo, params: &[u8], row_scales: &[u16], out:
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::als::{FitSpec, fit_rows};
+    use lutite_kernels::pack::{ParamKind, PlaneShape};
+
+    #[test]
+    fn parts_of_some_rows_after_another_are_the_matrix() {
+        let (rows, cols) = (100, 96);
+        let w: Vec<f32> = (0..rows * cols).map(|i| ((i * 7919 % 1009) as f32 - 500.0) / 1e4).collect();
+        for kind in [ParamKind::Hlq8, ParamKind::Hlq16] {
+            let info = |rows| {
+                let shape = PlaneShape { rows, cols };
+                PackedInfo { name: "output".into(), kind, shape, planes: 3, group: 32 }
+            };
+            let pack = |rows: Range<usize>| {
+                let spec = FitSpec { planes: 3, group: 32, kind, iterations: 5 };
+                let fit = fit_rows(&w[rows.start * cols..rows.end * cols], cols, None, &spec).unwrap();
+                pack_fitted(&info(rows.len()), &fit).unwrap()
+            };
+            let mut parts = vec![Vec::new(); info(rows).tensors().len()];
+            for some in [0..32, 32..96, 96..100] {
+                parts.iter_mut().zip(pack(some)).for_each(|(all, part)| all.extend(part));
+            }
+            assert_eq!(parts, pack(0..rows));
+        }
+    }
+}

@@ -177,6 +177,10 @@ fn importance_is_the_mean_square_of_inputs() {
         let found = found.importance(&format!("blk.0.{part}.weight")).unwrap();
         assert!(found.iter().zip(&expected).all(|(f, e)| (f64::from(*f) / e - 1.0).abs() < 1e-4), "{part}");
     }
+    // Normed inputs have a mean square of 1, but for the norm's weights.
+    let (head, weight) = (found.importance("token_embd.weight").unwrap(), f32s("output_norm.weight"));
+    let mean = head.iter().zip(&weight).map(|(x, w)| x / (w * w)).sum::<f32>() / weight.len() as f32;
+    assert!((mean - 1.0).abs() < 1e-3, "{mean}");
     // Later ones are no copies of it.
     assert_ne!(found.importance("blk.4.attn_q.weight"), found.importance("blk.0.attn_q.weight"));
     assert_eq!(found.importance("blk.4.ffn_up.weight"), found.importance("blk.4.ffn_gate.weight"));

@@ -155,7 +155,7 @@ pub struct QuantizeArgs {
     /// Keep the result though it lost much more than was predicted for its size
     #[arg(long)]
     pub keep: bool,
-    /// Weights that share a set of scales: 16, 32, 64, 128 or 256
+    /// Weights that share a set of scales
     #[arg(long, value_name = "N", default_value = "64", value_parser = group_parser())]
     pub group: u32,
     /// How the scales are stored

@@ -3,13 +3,15 @@
 //! A model's own samples are text as it expects it, in its languages and on its subjects, so that no corpus has to be
 //! shipped or chosen. A few sequences are drawn at temperature 1 from the source, and the packed model reads the same tokens;
 //! the two distributions are compared at each. Both are computed by the kernels that they have in use, the source with its
-//! weights as they are: what those kernels round (`docs/speed.md`) is no loss of the packed model.
+//! weights as they are. These round differently for tables, codes and floats (`docs/speed.md`: a KL of some 1e-3), which is
+//! part of the loss.
 
 use super::score::{self, Reference};
 use super::stats::Mean;
 use crate::{interrupt, load};
 use anyhow::Context;
 use lutite_kernels::isa::Isa;
+use lutite_models::config::Config;
 use lutite_models::{Model, OpenOptions, Path, Tokenizer, open::open};
 use lutite_quant::{Imatrix, Loss, PackJob, PackOptions, Plan, pack_in_memory};
 use lutite_runtime::decode::{Decoder, Logits, Phase};
@@ -33,7 +35,11 @@ const BUDGET: Duration = Duration::from_secs(30);
 /// A model that cannot be opened, for memory above all.
 pub(crate) fn measure(source: &ModelFile, packed: &Bytes, threads: usize) -> anyhow::Result<Option<Loss>> {
     let (start, ends) = frame(source);
-    let mut reference = session(&exact(source, threads)?, 1, threads).context("the source")?;
+    let exact = exact(source, threads);
+    if interrupt::requested() {
+        return Ok(None);
+    }
+    let mut reference = session(&exact?, 1, threads).context("the source")?;
     let mut model = session(&packed.into(), 1, threads).context("the packed model")?;
     let (mut kl, mut same) = (Mean::default(), Mean::default());
     let begun = Instant::now();
@@ -42,7 +48,7 @@ pub(crate) fn measure(source: &ModelFile, packed: &Bytes, threads: usize) -> any
         reference.rewind(0);
         model.rewind(0);
         let mut token = start;
-        for position in 1..=LENGTH {
+        for position in 1..=reference.context() {
             if kl.count() == TOKENS || begun.elapsed() > BUDGET || interrupt::requested() {
                 break 'sequences;
             }
@@ -114,13 +120,14 @@ pub(super) fn in_memory(
 
 /// A model for short sequences, `batch` tokens at a time.
 pub(super) fn session(file: &ModelFile, batch: usize, threads: usize) -> anyhow::Result<Model> {
-    let path = if is_packed(&file.gguf()?)? { Path::Lut } else { Path::Plain };
+    let gguf = file.gguf()?;
+    let path = if is_packed(&gguf)? { Path::Lut } else { Path::Plain };
     Ok(open(
         file,
         &OpenOptions {
             workers: threads,
             path,
-            context: Some(LENGTH),
+            context: Some(LENGTH.min(Config::read(&gguf)?.context)),
             batch,
             available: memory::available().map(|m| (m.bytes, m.bound_by)),
             // It was written this moment, and its checksums come last.

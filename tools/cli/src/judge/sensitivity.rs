@@ -1,8 +1,8 @@
 //! What matrices of a model cost when they alone are held by few planes: for those who share out bits among them.
 //!
 //! The source writes a few short texts, and reads them again with one matrix after the other exchanged for planes that were
-//! fitted to its weights and to how large its inputs are. All runs go by the same kernels, so that what those round does
-//! not count.
+//! fitted to its weights and to how large its inputs are. All else goes by the same kernels as before, so that what those round
+//! does not count.
 
 use super::loss::{self, LENGTH};
 use super::score::{self, Reference};
@@ -29,6 +29,11 @@ pub(crate) fn few<'a>(gguf: &Gguf<'a>, options: &PackOptions) -> anyhow::Result<
     Ok(Plan::new(gguf, &PackOptions { bits: few, head: Some(few), ..options.clone() })?)
 }
 
+/// Bytes that the logits of all texts take.
+pub(crate) fn memory_bytes(c: &Config) -> u64 {
+    4 * (TEXTS * LENGTH) as u64 * c.vocab as u64
+}
+
 /// The source in both forms, and what it makes of the texts.
 pub(crate) struct Probe {
     exact: Source,
@@ -51,8 +56,9 @@ impl Probe {
         threads: usize,
     ) -> anyhow::Result<Probe> {
         let exact = calib::exact(source, threads)?;
-        let length = LENGTH.min(Config::read(&load::gguf(&exact)?)?.context);
-        let texts = calib::written(&exact, "writing text to measure with", TEXTS, length, threads)?;
+        let mut model = loss::session(&exact.file, LENGTH, threads)?;
+        let label = "writing text to measure with";
+        let texts = calib::written(&exact, label, TEXTS, model.context(), threads)?;
         let gguf = load::gguf(source)?;
         let isa = Isa::from_env()?;
         let imatrix = importance(&gguf, &source.file, calibration, isa, threads, interrupt::flag());
@@ -60,7 +66,6 @@ impl Probe {
         let few = loss::in_memory(&gguf, plan, Some(&imatrix?), threads);
         interrupt::check(interrupt::flag())?;
         let few = ModelFile::from(&few?);
-        let mut model = loss::session(&exact.file, LENGTH, threads)?;
         let read = |text: &Vec<u32>| Ok(read(&mut model, text)?.to_vec());
         let expected = texts.iter().map(read).collect::<anyhow::Result<_>>()?;
         Ok(Probe { exact, few, texts, expected, threads })
