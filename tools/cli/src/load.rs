@@ -100,6 +100,11 @@ pub(crate) fn pack(source: Source, how: &Packing) -> anyhow::Result<Source> {
     let file = (&cache::packed(&source, how)?).into();
     let packed = Source { file, verified: true, ..source };
     loss::tell(&packed)?;
+    if let lutite_quant::Bits::Planes(1..=3) = how.options.bits {
+        ui::note(
+            "so few bits are worth having when they are fitted with text: `lutite quantize` does, in minutes",
+        );
+    }
     Ok(packed)
 }
 

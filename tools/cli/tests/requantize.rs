@@ -45,6 +45,9 @@ fn run_measures_once_and_tells_always() {
     // The figures do not depend on how many threads there were, nor on where the result lies.
     let (_, in_memory) = fine(&home, &format!("{} --bits 4 --no-cache", RUN.replace("-t 2", "-t 1")));
     assert_eq!(warning(&in_memory), Some(told));
+    // There is a better way to fewer bits.
+    let better = "`lutite quantize` does";
+    assert!(fine(&home, &format!("{RUN} --bits 3")).1.contains(better) && !second.contains(better));
     // Exact weights have lost nothing.
     let (_, exact) = fine(&home, RUN);
     assert_eq!(warning(&exact), None);
