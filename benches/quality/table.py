@@ -113,8 +113,7 @@ def measure(args, name, command, bits, base, out):
     # What the baseline program prints: a matrix and its error.
     errors = (line.split() for line in (out / f"{name}.err").read_text().splitlines())
     errors = [float(line[1]) for line in errors if len(line) == 2 and line[0].startswith("blk.")]
-    plain = ["--path", "plain"] if name in TYPES else []
-    kl = json.loads(run([args.lutite, "kl", packed, "--base", base, "--json", *plain]))
+    kl = json.loads(run([args.lutite, "kl", packed, "--base", base, "--json"]))
     size = packed.stat().st_size
     packed.unlink()
     return {
