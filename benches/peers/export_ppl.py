@@ -6,8 +6,9 @@
     benches/peers/export_ppl.py --model FILE --text FILE \\
         --llama-perplexity target/peers/llama.cpp/bin/llama-perplexity
 
-The model is packed and exported; or one that is packed already, with --packed instead of --model. Lutite scores the packed file by its plain path, llama.cpp the exported one, both with
-keys and values in f32, on the same chunks of the text. More than 0.2 % between the two is a failure.
+The model is packed and exported; or one that is packed already, with --packed instead of --model. Lutite scores the
+packed file by its plain path, llama.cpp the exported one, both with keys and values in f32, on the same chunks of the
+text. More than 0.2 % between the two is a failure.
 """
 
 import argparse

@@ -110,9 +110,7 @@ impl GgufWriter {
     /// # Errors
     /// As [`begin`](Self::begin), without those of files.
     pub fn bytes(mut self) -> Result<u64> {
-        let alignment = self.alignment;
-        self.put(ALIGNMENT_KEY, &alignment);
-        Ok(self.head()?.1)
+        Ok(self.file_head()?.1)
     }
 
     /// Creates a temporary file beside `path` and writes everything but the tensors' data to it.
@@ -122,9 +120,7 @@ impl GgufWriter {
     /// than 2^63 bytes, [`Error::Io`], [`Error::NoSpace`].
     pub fn begin(mut self, path: impl AsRef<Path>) -> Result<GgufStream> {
         let path = path.as_ref();
-        let alignment = self.alignment;
-        self.put(ALIGNMENT_KEY, &alignment);
-        let (head, total) = self.head()?;
+        let (head, total) = self.file_head()?;
         let (part, file) = Part::create(path)?;
         let out = Target::File(BufWriter::with_capacity(1 << 20, file), part);
         self.stream(out, path, head, total)
@@ -135,9 +131,7 @@ impl GgufWriter {
     /// # Errors
     /// As [`begin`](Self::begin), without those of files.
     pub fn begin_in_memory(mut self) -> Result<GgufStream> {
-        let alignment = self.alignment;
-        self.put(ALIGNMENT_KEY, &alignment);
-        let (head, total) = self.head()?;
+        let (head, total) = self.file_head()?;
         self.stream(Target::Memory(Vec::new()), Path::new("(in memory)"), head, total)
     }
 
@@ -194,6 +188,13 @@ impl GgufWriter {
         stream.write(&head)?;
         stream.head = head;
         Ok(stream)
+    }
+
+    /// As [`Self::head`], of a file that says how its data are aligned.
+    fn file_head(&mut self) -> Result<(Vec<u8>, u64)> {
+        let alignment = self.alignment;
+        self.put(ALIGNMENT_KEY, &alignment);
+        self.head()
     }
 
     /// All bytes before the data, and the size of the whole file.

@@ -55,13 +55,7 @@ fn of_text(source: &Source, file: &Path, tokens: usize, length: usize) -> anyhow
 
 /// The source with its weights as they are, from the cache.
 pub(crate) fn exact(source: &Source, threads: usize) -> anyhow::Result<Source> {
-    let same = Source {
-        path: source.path.clone(),
-        files: source.files.clone(),
-        file: source.file.clone(),
-        ..*source
-    };
-    load::pack(same, &Packing::exact(threads, false))
+    load::pack(source.clone(), &Packing::exact(threads, false))
 }
 
 /// `count` sequences that the model writes, from the token on that its texts begin with, or else from tokens spread over the

@@ -14,6 +14,7 @@ use lutite_runtime::store::{self, Bytes, Gguf, ModelFile};
 use std::path::PathBuf;
 
 /// A model on its way to a decoder.
+#[derive(Clone)]
 pub(crate) struct Source {
     /// The file or folder that was named.
     pub(crate) path: PathBuf,

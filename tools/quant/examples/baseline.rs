@@ -21,6 +21,7 @@ use lutite_quant::gram::Gram;
 use lutite_quant::{Bits, CalibrateJob, HlqCd, PackJob, PackOptions, Plan, pack_to_file};
 use lutite_runtime::os::map::Map;
 use lutite_runtime::store::{Bytes, ModelFile};
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
 use std::sync::Mutex;
@@ -98,11 +99,23 @@ fn main() -> Result<(), Box<dyn Error>> {
             cancel: &cancel,
         },
     )?;
+    let others = both.others.lock().map_err(|e| e.to_string())?;
+    // Logarithms of ours over elutq's, by kind of matrix.
+    let mut ratios: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for (i, (name, error)) in fits.errors()?.into_iter().enumerate() {
-        match both.others.lock().map_err(|e| e.to_string())?.get(i) {
-            Some(other) => println!("{name} {error} {other}"),
-            None => println!("{name} {error}"),
+        let Some(other) = others.get(i) else {
+            println!("{name} {error}");
+            continue;
+        };
+        println!("{name} {error} {other}");
+        let ratio = (f64::from(error) / other).ln();
+        for kind in [name.rsplit('.').next().unwrap_or(&name), "all"] {
+            ratios.entry(kind.to_owned()).or_default().push(ratio);
         }
+    }
+    for (kind, ratios) in &ratios {
+        let mean = (ratios.iter().sum::<f64>() / ratios.len() as f64).exp();
+        eprintln!("{kind}: {mean:.4} of elutq's error, geometric mean over {} matrices", ratios.len());
     }
     let job = PackJob {
         source: &gguf,

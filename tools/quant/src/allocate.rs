@@ -1,9 +1,9 @@
 //! Bits for every matrix of a model that shall have a given size (stage D).
 //!
 //! What a matrix costs is measured ([`Sensitivity`]): the KL divergence of the model with this one held by
-//! [`PROXY_PLANES`] planes fitted to its weights and to how large its inputs are, which takes seconds. What it would cost with other numbers of planes follows by `COST`, and a model costs the sum of its
-//! matrices. Bytes then go where they lower that sum most: every matrix climbs the convex hull of its choices (Lagrange's method, by
-//! exchange: the steepest step first).
+//! [`PROXY_PLANES`] planes fitted to its weights and to how large its inputs are, which takes seconds. What it would cost
+//! with other numbers of planes follows by `COST`, and a model costs the sum of its matrices. Bytes then go where they lower
+//! that sum most: every matrix climbs the convex hull of its choices, the steepest step first (Lagrange's method).
 
 use crate::error::{Error, Result};
 use crate::pack::file_bytes;

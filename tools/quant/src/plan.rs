@@ -14,7 +14,7 @@ pub enum Bits {
     /// Stage A: the source's own codes and scales, nothing rounded. Matrices in a type that has none (F32, F16,
     /// BF16) stay as they are.
     Exact,
-    /// Stage B: this many planes, fitted by alternating least squares.
+    /// This many planes: calibrated (stage C) where that was done beforehand, else by alternating least squares (stage B).
     Planes(usize),
 }
 

@@ -11,7 +11,7 @@ use anyhow::Context;
 use lutite_kernels::isa::Isa;
 use lutite_kernels::pack::ParamKind;
 use lutite_models::config::Config;
-use lutite_quant::allocate::{Allocation, Sensitivity, Size, allocate};
+use lutite_quant::allocate::{Allocation, PROXY_PLANES, Sensitivity, Size, allocate};
 use lutite_quant::calibrate::Method as _;
 use lutite_quant::{Bits, CalibrateJob, Fits, HlqCd, Imatrix, Loss, PackOptions, Plan, calibrate};
 use lutite_runtime::os::{map::Map, memory};
@@ -158,7 +158,15 @@ fn share(
     let tokens = LOOK.min(args.calib_tokens.get() as usize);
     let calibration = calib::sequences(source, args.calib.as_deref(), tokens, threads)?;
     let probe = Probe::new(source, &plan, &calibration, threads)?;
-    let found = allocate(&probe.each(&plan)?)?;
+    let each = probe.each(&plan)?;
+    let found = allocate(&each)?;
+    let (layers, head): (Vec<_>, Vec<_>) = each.iter().partition(|s| s.name.starts_with("blk."));
+    let sum = |some: Vec<&Sensitivity>| some.iter().map(|s| s.kl).sum::<f64>();
+    ui::note(format_args!(
+        "one by one with {PROXY_PLANES} planes matrices of layers cost {:.4} together, the head {:.4}",
+        sum(layers),
+        sum(head)
+    ));
     let mut counts = BTreeMap::new();
     for bits in found.options.each.values() {
         let planes = match bits {

@@ -25,6 +25,7 @@ use journal::{Finished, Journal};
 use lutite_kernels::ggml::dequantize_row;
 use lutite_kernels::isa::Isa;
 use lutite_kernels::pack::PlaneShape;
+use lutite_kernels::pack::p32::TILE_ROWS;
 use lutite_models::Blocks;
 use lutite_models::blocks::{END, GROUPS, PART};
 use lutite_models::config::Config;
@@ -109,9 +110,6 @@ impl Method for HlqCd {
     }
 }
 
-/// Rows of the head that are fitted at a time: whole tiles, and few enough to be no more than a layer is.
-const HEAD_ROWS: usize = 4096;
-
 /// Tokens of a sequence, as far as the model has positions.
 pub const LENGTH: usize = 512;
 
@@ -177,17 +175,23 @@ pub fn calibrate(plan: &Plan<'_>, job: &CalibrateJob<'_>) -> Result<Fits> {
 }
 
 /// Bytes that a calibration takes at most, beside what is mapped: a layer's weights four times (as they were, as they become,
-/// as targets, and packed), the sums over its widest input in their eight forms, and a few copies of a sequence; for the
-/// head, its packed planes and some rows.
+/// as targets, and packed; of the head so many rows as are a layer), the packed head, the sums over the widest input in their
+/// eight forms, and a few copies of a sequence.
 pub fn memory_bytes(c: &Config) -> u64 {
     let n = |x: usize| x as u64;
-    let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-    let layer = n(c.dim) * n(2 * q + 2 * kv + 3 * c.ffn);
-    let widest = n(c.dim.max(q).max(c.ffn));
+    let layer = layer_weights(c);
+    let widest = n(c.dim.max(c.heads * c.head_dim).max(c.ffn));
     let sequence = n(LENGTH) * (4 * n(c.dim) + 8 * widest);
-    let layer = layer.saturating_mul(4).max(n(c.dim).saturating_mul(n(c.vocab / 4 + 6 * HEAD_ROWS)));
-    let terms = [layer, widest.saturating_mul(widest).saturating_mul(8), sequence];
+    // Up to 8 planes of the whole head, a byte for each weight.
+    let head = n(c.dim).saturating_mul(n(c.vocab)) / 4;
+    let terms = [layer.saturating_mul(4), head, widest.saturating_mul(widest).saturating_mul(8), sequence];
     terms.into_iter().fold(0, u64::saturating_add).saturating_mul(4)
+}
+
+/// Weights in a layer's matrices.
+fn layer_weights(c: &Config) -> u64 {
+    let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+    c.dim as u64 * (2 * q + 2 * kv + 3 * c.ffn) as u64
 }
 
 /// Removes what a calibration kept in its folder.
@@ -285,7 +289,7 @@ impl<'a> Run<'a> {
         Ok(fits)
     }
 
-    /// Fits the head, some rows at a time.
+    /// Fits the head, so many rows at a time as are about a layer.
     fn head(&mut self, head: &Job<'_>) -> Result<Finished> {
         let (layers, dim) = (self.blocks.config().layers, self.blocks.config().dim);
         let mut gram = Gram::new(dim)?;
@@ -313,11 +317,12 @@ impl<'a> Run<'a> {
         let info = &head.info;
         let mut parts = vec![Vec::new(); info.tensors().len()];
         let (mut error, mut whole) = (0.0, 0.0);
-        for start in (0..info.shape.rows).step_by(HEAD_ROWS) {
+        let at_once = (layer_weights(self.blocks.config()) as usize / dim).next_multiple_of(TILE_ROWS);
+        for start in (0..info.shape.rows).step_by(at_once) {
             if self.job.cancel.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
-            let rows = start..info.shape.rows.min(start + HEAD_ROWS);
+            let rows = start..info.shape.rows.min(start + at_once);
             let some = PackedInfo { shape: PlaneShape { rows: rows.len(), ..info.shape }, ..info.clone() };
             let mut w = zeros(rows.len() * dim, "weights")?;
             dequantize_row(head.source.ty, &head.source.row_bytes(rows), &mut w)
