@@ -1,14 +1,13 @@
 //! Activations on their way into matrices, in the forms that these take.
 
 use crate::error::Result;
-use crate::linear::Linear;
+use crate::linear::{Linear, Step};
 use lutite_kernels::dot::{self, Block, TOGETHER};
 use lutite_kernels::isa::Isa;
 use lutite_kernels::lut::table::PAIR_BYTES;
 use lutite_kernels::lut::{TableShape, Tables, table};
 use lutite_kernels::pack::c32::BLOCK_COLS;
 use lutite_kernels::pack::p32::PAIR_COLS;
-use lutite_runtime::decode::Phase;
 use lutite_runtime::os::shared::{ReadGuard, SharedMat};
 use lutite_runtime::pool::Pool;
 use std::ops::Range;
@@ -22,7 +21,6 @@ pub(crate) struct Input {
     x: SharedMat<f32>,
     tables: Vec<TableBuf>,
     blocks: Option<BlockBufs>,
-    phase: Phase,
 }
 
 /// A form that a matrix takes its activations in.
@@ -39,8 +37,6 @@ pub(crate) enum Form {
 /// Activations as integers.
 #[derive(Debug)]
 struct BlockBufs {
-    /// When they are made.
-    phases: Vec<Phase>,
     /// Of one token.
     one: SharedMat<Block<1>>,
     /// Of several, `[tokens / TOGETHER][block]`.
@@ -49,19 +45,16 @@ struct BlockBufs {
 
 #[derive(Debug)]
 struct TableBuf {
-    /// When they are made.
-    phases: Vec<Phase>,
     shape: TableShape,
     entries: SharedMat<u8>,
     scales: SharedMat<f32>,
 }
 
 impl BlockBufs {
-    fn new(tokens: usize, cols: usize, phase: Phase) -> Result<BlockBufs> {
+    fn new(tokens: usize, cols: usize) -> Result<BlockBufs> {
         let (blocks, segment) = (cols.div_ceil(BLOCK_COLS), SEGMENT / BLOCK_COLS);
         let together = if tokens > 1 { tokens.div_ceil(TOGETHER) } else { 0 };
         Ok(BlockBufs {
-            phases: vec![phase],
             one: SharedMat::new(1, blocks, segment)?,
             many: SharedMat::new(together, blocks, segment)?,
         })
@@ -69,10 +62,9 @@ impl BlockBufs {
 }
 
 impl TableBuf {
-    fn new(tokens: usize, shape: TableShape, phase: Phase) -> Result<TableBuf> {
+    fn new(tokens: usize, shape: TableShape) -> Result<TableBuf> {
         let per_segment = SEGMENT / shape.group * shape.scales_per_group();
         Ok(TableBuf {
-            phases: vec![phase],
             shape,
             entries: SharedMat::new(tokens, shape.entries_len(), SEGMENT / PAIR_COLS * PAIR_BYTES)?,
             scales: SharedMat::new(tokens, shape.scales_len(), per_segment)?,
@@ -81,42 +73,27 @@ impl TableBuf {
 }
 
 impl Input {
-    /// Room for `tokens` inputs of `mats`, all of which have the same width.
+    /// Room for `tokens` inputs of `mats`, all of which have the same width, in whatever version these will be.
     ///
     /// # Errors
     /// When the memory cannot be had.
     pub(crate) fn new(tokens: usize, mats: &[&Linear]) -> Result<Input> {
         let cols = mats.first().map_or(0, |m| m.cols());
         let (mut tables, mut blocks): (Vec<TableBuf>, Option<BlockBufs>) = (Vec::new(), None);
-        for (m, phase) in mats.iter().flat_map(|m| [Phase::Prompt, Phase::Answer].map(|phase| (m, phase))) {
-            match m.form(phase) {
+        for form in mats.iter().flat_map(|m| m.forms()) {
+            match form {
                 Form::Floats => {}
-                Form::Tables(shape) => match tables.iter_mut().find(|t| t.shape == shape) {
-                    Some(t) => t.phases.push(phase),
-                    None => tables.push(TableBuf::new(tokens, shape, phase)?),
-                },
-                Form::Blocks => match &mut blocks {
-                    Some(b) => b.phases.push(phase),
-                    None => blocks = Some(BlockBufs::new(tokens, cols, phase)?),
-                },
+                Form::Tables(shape) if tables.iter().any(|t| t.shape == shape) => {}
+                Form::Tables(shape) => tables.push(TableBuf::new(tokens, shape)?),
+                Form::Blocks if blocks.is_some() => {}
+                Form::Blocks => blocks = Some(BlockBufs::new(tokens, cols)?),
             }
         }
-        Ok(Input { x: SharedMat::new(tokens, cols, SEGMENT)?, tables, blocks, phase: Phase::Prompt })
+        Ok(Input { x: SharedMat::new(tokens, cols, SEGMENT)?, tables, blocks })
     }
 
-    /// The tables of this phase.
-    fn tables(&self) -> impl Iterator<Item = &TableBuf> {
-        self.tables.iter().filter(|t| t.phases.contains(&self.phase))
-    }
-
-    /// The integers, if this phase has them.
-    fn blocks(&self) -> Option<&BlockBufs> {
-        self.blocks.as_ref().filter(|b| b.phases.contains(&self.phase))
-    }
-
-    /// Sets the number of tokens in use, and what they are.
-    pub(crate) fn set_step(&mut self, n: usize, phase: Phase) {
-        self.phase = phase;
+    /// Sets the number of tokens in use.
+    pub(crate) fn set_rows(&mut self, n: usize) {
         self.x.set_rows(n);
         for t in &mut self.tables {
             t.entries.set_rows(n);
@@ -129,22 +106,29 @@ impl Input {
         }
     }
 
-    /// A stage: fills the activations and makes their other forms. `make(token, columns, out)` computes some
-    /// columns of one token: a whole row where there are several tokens, segments where there is one.
+    /// A stage: fills the activations and makes those of their other forms that `mats` take in this step.
+    /// `make(token, columns, out)` computes some columns of one token: a whole row where there are several tokens, segments
+    /// where there is one.
     pub(crate) fn fill(
         &self,
         pool: &mut Pool,
-        isa: Isa,
-        n: usize,
+        step: &Step<'_>,
+        mats: &[&Linear],
         make: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
     ) {
-        let blocks = self.blocks();
+        let (isa, n) = (step.isa, step.n);
+        let wanted = |form: Form| mats.iter().any(|m| m.form(step.phase) == form);
+        let blocks = self.blocks.as_ref().filter(|_| wanted(Form::Blocks));
+        let mut tables = [None; MAX_TABLES];
+        let in_use = self.tables.iter().filter(|t| wanted(Form::Tables(t.shape)));
+        tables.iter_mut().zip(in_use).for_each(|(to, t)| *to = Some(t));
+        let tables = || tables.iter().flatten();
         if n == 1 {
             pool.each(self.x.chunks(), |c| {
                 let mut x = self.x.write_chunk(c);
                 let cols = x.cols();
                 make(0, cols.clone(), x.row_mut(0));
-                for t in self.tables() {
+                for t in tables() {
                     let shape = TableShape { cols: cols.len(), ..t.shape };
                     let (mut e, mut s) = (t.entries.write_chunk(c), t.scales.write_chunk(c));
                     build(isa, shape, x.row(0), e.row_mut(0), s.row_mut(0));
@@ -160,7 +144,7 @@ impl Input {
                 for (token, row) in (first..n).zip(&mut xs) {
                     let x = row.insert(self.x.write_row(token));
                     make(token, 0..x.len(), x);
-                    for t in self.tables() {
+                    for t in tables() {
                         let (mut e, mut s) = (t.entries.write_row(token), t.scales.write_row(token));
                         build(isa, t.shape, x, &mut e, &mut s);
                     }
@@ -181,10 +165,10 @@ impl Input {
     /// All of it.
     pub(crate) fn read(&self) -> InputGuard<'_> {
         let mut tables = [const { None }; MAX_TABLES];
-        for (g, t) in tables.iter_mut().zip(self.tables()) {
+        for (g, t) in tables.iter_mut().zip(&self.tables) {
             *g = Some((t.shape, t.entries.read(), t.scales.read()));
         }
-        let blocks = self.blocks().map(|b| match self.x.rows() {
+        let blocks = self.blocks.as_ref().map(|b| match self.x.rows() {
             1 => BlocksGuard::One(b.one.read()),
             _ => BlocksGuard::Many(b.many.read()),
         });

@@ -13,7 +13,7 @@ use lutite_kernels::plain::{self, PlainType};
 use lutite_runtime::decode::Phase;
 use lutite_runtime::os::shared::SharedMat;
 use lutite_runtime::pool::Pool;
-use lutite_runtime::store::{Bytes, PackedInfo};
+use lutite_runtime::store::{Bytes, Loaded, PackedInfo};
 use std::ops::Range;
 
 /// Weight bytes that are worth claiming as a chunk: some 10 us of reading, small enough for L2.
@@ -45,39 +45,49 @@ pub(crate) struct Linear {
     cols: usize,
     weights: Weights,
     bias: Option<Vec<f32>>,
+    /// Other versions that it may come to be in.
+    versions: Vec<PackedInfo>,
+    how: How,
     /// Rows that are claimed at a time; a multiple of a tile.
     chunk_rows: usize,
-    /// How many bytes ahead of their use weights are asked for.
-    ahead: usize,
+}
+
+/// How matrices are multiplied in a session.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    /// Instruction set.
+    pub(crate) isa: Isa,
+    /// Workers of the pool.
+    pub(crate) workers: usize,
+    /// How far ahead weights are asked for.
+    pub(crate) ahead: Ahead,
+    /// Whether prompts are to be multiplied exactly as answers are.
+    pub(crate) exact: bool,
+}
+
+impl How {
     /// Whether a prompt's products are made of whole codes, though the weights are planes.
-    expands: bool,
+    fn expands(&self, info: &PackedInfo) -> bool {
+        !info.kind.is_uniform() && !self.exact && expand::pays(self.isa, info.planes)
+    }
+
+    /// The form that a matrix takes activations in.
+    fn form(&self, info: &PackedInfo, phase: Phase) -> Form {
+        let blocks = info.kind.is_uniform() || phase == Phase::Prompt && self.expands(info);
+        let tables = TableShape { cols: info.shape.cols, group: info.group };
+        if blocks { Form::Blocks } else { Form::Tables(tables) }
+    }
+
+    /// Bytes that a worker needs for whole codes of some tiles.
+    fn scratch_bytes(&self, info: &PackedInfo) -> usize {
+        if self.expands(info) { expanded_bytes(EXPANDED_TILES, info.shape.cols, info.group) } else { 0 }
+    }
 }
 
 #[derive(Debug)]
 enum Weights {
-    Packed(PackedWeights),
+    Packed(Loaded),
     Plain { ty: PlainType, bytes: Bytes },
-}
-
-/// Planes or codes and their parameters, wherever they lie.
-#[derive(Debug)]
-pub(crate) struct PackedWeights {
-    /// Shape and kind.
-    pub(crate) info: PackedInfo,
-    /// The data of its tensors, in their order.
-    pub(crate) tensors: Vec<Bytes>,
-}
-
-impl PackedWeights {
-    /// The form that its kind is multiplied with.
-    fn form(&self) -> Form {
-        let PackedInfo { shape, group, kind, .. } = self.info;
-        if kind.is_uniform() { Form::Blocks } else { Form::Tables(TableShape { cols: shape.cols, group }) }
-    }
-
-    fn view(&self) -> lutite_kernels::Result<Packed<'_>> {
-        self.info.view(self.tensors.iter().map(|t| &t[..]))
-    }
 }
 
 impl Linear {
@@ -85,35 +95,53 @@ impl Linear {
     ///
     /// # Errors
     /// When the buffers do not fit the shape.
-    pub(crate) fn packed(w: PackedWeights) -> Result<Linear> {
+    pub(crate) fn packed(w: Loaded, how: How) -> Result<Linear> {
         w.view()?;
-        Ok(Linear {
-            rows: w.info.shape.rows,
-            cols: w.info.shape.cols,
-            weights: Weights::Packed(w),
-            bias: None,
-            chunk_rows: TILE_ROWS,
-            ahead: 0,
-            expands: false,
-        })
+        Ok(Linear::new(w.info.shape.rows, w.info.shape.cols, Weights::Packed(w), how))
     }
 
     /// Plain numbers, `rows * cols` of type `ty`.
-    pub(crate) fn plain(rows: usize, cols: usize, ty: PlainType, bytes: Bytes) -> Linear {
-        Linear {
-            rows,
-            cols,
-            weights: Weights::Plain { ty, bytes },
-            bias: None,
-            chunk_rows: TILE_ROWS,
-            ahead: 0,
-            expands: false,
+    pub(crate) fn plain(rows: usize, cols: usize, ty: PlainType, bytes: Bytes, how: How) -> Linear {
+        Linear::new(rows, cols, Weights::Plain { ty, bytes }, how)
+    }
+
+    fn new(rows: usize, cols: usize, weights: Weights, how: How) -> Linear {
+        let mut l =
+            Linear { rows, cols, weights, bias: None, versions: Vec::new(), how, chunk_rows: TILE_ROWS };
+        l.cut();
+        l
+    }
+
+    /// Another version, in place of the one that it is in, which is returned.
+    ///
+    /// # Errors
+    /// When it is none of a packed matrix, has another shape, or its buffers do not fit; nothing has changed then.
+    pub(crate) fn exchange(&mut self, w: Loaded) -> Result<Loaded> {
+        w.view()?;
+        let failed = |why: &str| Error::Tensor { name: w.info.name.clone(), why: why.into() };
+        match &mut self.weights {
+            _ if (w.info.shape.rows, w.info.shape.cols) != (self.rows, self.cols) => {
+                Err(failed("has another shape"))
+            }
+            Weights::Plain { .. } => Err(failed("is to replace plain numbers")),
+            Weights::Packed(now) => {
+                let before = std::mem::replace(now, w);
+                self.cut();
+                Ok(before)
+            }
         }
+    }
+
+    /// With versions that it may come to be in.
+    pub(crate) fn with_versions(mut self, versions: Vec<PackedInfo>) -> Linear {
+        self.versions = versions;
+        self
     }
 
     /// Other weights, f32 in number as before, with the bias that there is.
     pub(crate) fn set_numbers(&mut self, bytes: Bytes) {
         self.weights = Weights::Plain { ty: PlainType::F32, bytes };
+        self.cut();
     }
 
     /// With a bias of `rows` numbers added to every product.
@@ -122,18 +150,17 @@ impl Linear {
         self
     }
 
-    /// Decides how many rows are claimed at a time, how far ahead weights are asked for, and whether planes are made whole
-    /// codes for prompts: never if they are to be `exact`ly what they would be in an answer.
-    pub(crate) fn prepare(&mut self, isa: Isa, workers: usize, ahead: Ahead, exact: bool) {
-        let blocks = self.form(Phase::Answer) == Form::Blocks;
-        self.ahead = if blocks { ahead.codes } else { ahead.planes };
-        if let Weights::Packed(w) = &self.weights {
-            self.expands = !blocks && !exact && expand::pays(isa, w.info.planes);
-        }
+    /// Decides how many rows are claimed at a time.
+    fn cut(&mut self) {
         let tiles = self.rows.div_ceil(TILE_ROWS).max(1);
         let by_bytes = CHUNK_BYTES / (self.bytes() / tiles).max(1);
-        let by_workers = tiles / (CHUNKS_PER_WORKER * workers);
+        let by_workers = tiles / (CHUNKS_PER_WORKER * self.how.workers);
         self.chunk_rows = by_bytes.min(by_workers).max(1) * TILE_ROWS;
+    }
+
+    /// How many bytes ahead of their use weights are asked for.
+    fn ahead(&self, info: &PackedInfo) -> usize {
+        if info.kind.is_uniform() { self.how.ahead.codes } else { self.how.ahead.planes }
     }
 
     /// Outputs.
@@ -163,16 +190,24 @@ impl Linear {
     pub(crate) fn form(&self, phase: Phase) -> Form {
         match &self.weights {
             Weights::Plain { .. } => Form::Floats,
-            Weights::Packed(_) if self.expands && phase == Phase::Prompt => Form::Blocks,
-            Weights::Packed(w) => w.form(),
+            Weights::Packed(w) => self.how.form(&w.info, phase),
         }
     }
-    /// Bytes that a worker needs for whole codes of some tiles.
+    /// All forms that it may take activations in, in any version.
+    pub(crate) fn forms(&self) -> impl Iterator<Item = Form> {
+        let versions = self.infos().flat_map(|i| [Phase::Prompt, Phase::Answer].map(|p| self.how.form(i, p)));
+        versions.chain([self.form(Phase::Answer)])
+    }
+    /// Bytes that a worker needs for whole codes of some tiles, in any version.
     pub(crate) fn scratch_bytes(&self) -> usize {
-        match &self.weights {
-            Weights::Packed(w) if self.expands => expanded_bytes(EXPANDED_TILES, self.cols, w.info.group),
-            _ => 0,
-        }
+        self.infos().map(|info| self.how.scratch_bytes(info)).max().unwrap_or(0)
+    }
+    fn infos(&self) -> impl Iterator<Item = &PackedInfo> {
+        let now = match &self.weights {
+            Weights::Packed(w) => Some(&w.info),
+            Weights::Plain { .. } => None,
+        };
+        self.versions.iter().chain(now)
     }
     /// Its format in a few words, e.g. `uniform q=4 g=32` or `f16`.
     pub(crate) fn format(&self) -> String {
@@ -232,11 +267,14 @@ impl Linear {
                     bias(at, y);
                     put(token, at, y);
                 };
-                match (self.form(phase), w.form(), n) {
-                    (Form::Tables(shape), ..) => self.table_products(step, &view, x, shape, tiles, &mut put),
-                    (_, Form::Tables(_), _) => expanded_products(step, worker, &view, x, tiles, &mut put),
-                    (.., 1) => dot_products::<ALONE>(step, &view, x, tiles, self.ahead, &mut put),
-                    _ => dot_products::<PRODUCTS>(step, &view, x, tiles, self.ahead, &mut put),
+                let ahead = self.ahead(&w.info);
+                match (self.form(phase), w.info.kind.is_uniform(), n) {
+                    (Form::Tables(shape), ..) => {
+                        table_products(step, &view, x, shape, tiles, ahead, &mut put)
+                    }
+                    (_, false, _) => expanded_products(step, worker, &view, x, tiles, &mut put),
+                    (.., 1) => dot_products::<ALONE>(step, &view, x, tiles, ahead, &mut put),
+                    _ => dot_products::<PRODUCTS>(step, &view, x, tiles, ahead, &mut put),
                 }
             }),
             Weights::Plain { ty, bytes } => {
@@ -252,39 +290,39 @@ impl Linear {
             panic!("product with a {} x {} matrix: {e}", self.rows, self.cols);
         }
     }
+}
 
-    /// [`gemv()`] by portions of tiles, or where there are several tokens by tiles, whose planes stay in a cache while
-    /// the tokens' tables pass by; `put(token, row, values)` receives all rows of some tiles.
-    fn table_products(
-        &self,
-        step: &Step<'_>,
-        view: &Packed<'_>,
-        x: &InputGuard<'_>,
-        shape: TableShape,
-        tiles: Range<usize>,
-        put: &mut dyn FnMut(usize, usize, &mut [f32]),
-    ) -> lutite_kernels::Result<()> {
-        let (isa, n) = (step.isa, step.n);
-        let mut y = [[0.0; TILE_ROWS]; ALONE];
-        let at_once = if n == 1 { ALONE } else { 1 };
-        for from in tiles.clone().step_by(at_once) {
-            let tiles = from..(from + at_once).min(tiles.end);
-            for first in (0..n).step_by(gemv::MAX_TOKENS) {
-                let tokens = first..(first + gemv::MAX_TOKENS).min(n);
-                let mut tables = [x.tables(first, shape)?; gemv::MAX_TOKENS];
-                for (table, token) in tables.iter_mut().zip(tokens.clone()) {
-                    *table = x.tables(token, shape)?;
-                }
-                let y = &mut y[..tiles.len() * tokens.len()];
-                let ahead = if first == 0 { self.ahead } else { 0 };
-                gemv(isa, view, &tables[..tokens.len()], tiles.clone(), ahead, y)?;
-                for (token, y) in tokens.zip(y.chunks_mut(tiles.len())) {
-                    put(token, from * TILE_ROWS, y.as_flattened_mut());
-                }
+/// [`gemv()`] by portions of tiles, or where there are several tokens by tiles, whose planes stay in a cache while
+/// the tokens' tables pass by; `put(token, row, values)` receives all rows of some tiles.
+fn table_products(
+    step: &Step<'_>,
+    view: &Packed<'_>,
+    x: &InputGuard<'_>,
+    shape: TableShape,
+    tiles: Range<usize>,
+    ahead: usize,
+    put: &mut dyn FnMut(usize, usize, &mut [f32]),
+) -> lutite_kernels::Result<()> {
+    let (isa, n) = (step.isa, step.n);
+    let mut y = [[0.0; TILE_ROWS]; ALONE];
+    let at_once = if n == 1 { ALONE } else { 1 };
+    for from in tiles.clone().step_by(at_once) {
+        let tiles = from..(from + at_once).min(tiles.end);
+        for first in (0..n).step_by(gemv::MAX_TOKENS) {
+            let tokens = first..(first + gemv::MAX_TOKENS).min(n);
+            let mut tables = [x.tables(first, shape)?; gemv::MAX_TOKENS];
+            for (table, token) in tables.iter_mut().zip(tokens.clone()) {
+                *table = x.tables(token, shape)?;
+            }
+            let y = &mut y[..tiles.len() * tokens.len()];
+            let ahead = if first == 0 { ahead } else { 0 };
+            gemv(isa, view, &tables[..tokens.len()], tiles.clone(), ahead, y)?;
+            for (token, y) in tokens.zip(y.chunks_mut(tiles.len())) {
+                put(token, from * TILE_ROWS, y.as_flattened_mut());
             }
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// [`dot_products`] of planes that are made whole codes, some tiles after the other.

@@ -1,6 +1,6 @@
 //! From a file to a decoder.
 
-use crate::arch::llama::{self, Llama, Session, session_bytes};
+use crate::arch::llama::{self, Begin, Llama, Session, session_bytes};
 use crate::attention;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -9,8 +9,12 @@ use crate::verify::verify_on;
 use crate::weights::{Path, Weights};
 use lutite_kernels::isa::Isa;
 use lutite_runtime::kv::KvTypes;
+use lutite_runtime::os::file::DataFile;
 use lutite_runtime::pool::{Pool, PoolConfig};
-use lutite_runtime::store::{ModelFile, check_version, is_packed};
+use lutite_runtime::residency::{Home, within};
+use lutite_runtime::store::{Directory, ModelFile, check_version, is_packed};
+use std::collections::HashSet;
+use std::sync::Arc;
 
 /// Tokens that go through the network together in a prompt: enough to read weights rarely, few enough for
 /// their tables to stay in L2.
@@ -41,6 +45,8 @@ pub struct OpenOptions {
     pub exact: bool,
     /// Bytes that the session may allocate beside its weights and which limit says so; `None` for no check.
     pub available: Option<(u64, String)>,
+    /// What the session may take, weights included; `None` leaves packed weights in the file's map.
+    pub budget: Option<Budget>,
     /// Whether a packed file is held against its checksums first, which reads all of it (some 10 ms for 100 MB that
     /// are in the page cache). Without it a flipped bit is a wrong word.
     pub verify: bool,
@@ -59,9 +65,19 @@ impl OpenOptions {
             ahead: Ahead::default(),
             exact: false,
             available: None,
+            budget: None,
             verify: true,
         }
     }
+}
+
+/// A limit for all that a session takes.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    /// Weights, keys and values, activations: bytes of memory.
+    pub bytes: u64,
+    /// The packed file, to read weights from.
+    pub file: Arc<DataFile>,
 }
 
 /// A decoder of any family.
@@ -89,10 +105,19 @@ pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
     let file = file.into();
     let gguf = file.gguf()?;
     let mut pool = Pool::new(&PoolConfig { workers: o.workers, ..PoolConfig::default() })?;
-    if o.verify && is_packed(&gguf)? {
+    let packed = is_packed(&gguf)?;
+    if packed {
         check_version(&gguf)?;
-        verify_on(&gguf, file.head(), &mut pool)?;
     }
+    let directory = Directory::read(&gguf)?;
+    // Versions of matrices that come one by one are held against their checksums one by one.
+    let by_piece =
+        o.path == Path::Lut && packed && (o.budget.is_some() || !directory.stack().blocks().is_empty());
+    let pieces = if by_piece { directory.tensor_names() } else { HashSet::new() };
+    let sums = match o.verify && packed {
+        true => verify_on(&gguf, file.head(), &mut pool, |t| !pieces.contains(t.name))?,
+        false => Vec::new(),
+    };
     let config = Config::read(&gguf)?;
     let context = o.context.unwrap_or(config.context.min(DEFAULT_CONTEXT));
     if context == 0 {
@@ -118,9 +143,27 @@ pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
             });
         }
     }
-    Llama::new(
-        config,
-        &weights,
-        Session { isa: o.isa, pool, kv: shape, batch, ahead: o.ahead, exact: o.exact },
-    )
+    let (mut weights, mut start) = (weights, Begin { blocks: 0, limit: None });
+    if by_piece {
+        let home = match &o.budget {
+            None => Home::Map(file.whole().ok_or_else(|| Error::Damaged("lies in several files".into()))?),
+            Some(b) => Home::Memory { file: b.file.clone(), account: Arc::default() },
+        };
+        start.blocks = directory.stack().present();
+        if let Some(b) = &o.budget {
+            let rest = (need.kv + need.activations) as u64 + loaded;
+            let limit = b.bytes.saturating_sub(rest);
+            start.limit = Some(limit);
+            let fit = within(directory.stack(), limit);
+            start.blocks = start.blocks.min(fit.map_err(|_| Error::Memory {
+                what: format!("a context of {context} positions, activations, and weights at their least"),
+                needed_mib: (rest + directory.stack().resident_bytes(0)).div_ceil(1 << 20),
+                available_mib: b.bytes >> 20,
+                bound: "the budget".into(),
+            })?);
+        }
+        weights = weights.at(start.blocks, home, sums)?;
+    }
+    let session = Session { isa: o.isa, pool, kv: shape, batch, ahead: o.ahead, exact: o.exact };
+    Llama::new(config, weights, session, &start)
 }

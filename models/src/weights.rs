@@ -2,11 +2,12 @@
 
 use crate::arch::llama::Embedding;
 use crate::error::{Error, Result};
-use crate::linear::{Linear, PackedWeights};
+use crate::linear::{How, Linear};
 use lutite_kernels::ggml::{GgmlError, GgmlType, dequantize_row};
 use lutite_kernels::plain::PlainType;
+use lutite_runtime::residency::{Home, Host, Piece, Residency, Start};
 use lutite_runtime::store::{
-    Bytes, Directory, Gguf, ModelFile, PackedInfo, RowOrder, TensorInfo, check_version, is_packed,
+    Bytes, Directory, Gguf, Loaded, ModelFile, PackedInfo, RowOrder, TensorInfo, check_version, is_packed,
 };
 
 /// How weight matrices are multiplied.
@@ -26,6 +27,8 @@ pub(crate) struct Weights<'a> {
     file: &'a ModelFile,
     packed: Directory,
     path: Path,
+    /// Where packed matrices are to lie and their tensors' checksums, if not in the file's map.
+    home: Option<(Home, Vec<u64>)>,
 }
 
 impl<'a> Weights<'a> {
@@ -37,7 +40,32 @@ impl<'a> Weights<'a> {
             let why = "this file holds no bit planes; pack it first (lutite quantize)".to_owned();
             return Err(lutite_runtime::Error::Packed(why).into());
         }
-        Ok(Weights { gguf, file, packed: Directory::read(gguf)?, path })
+        Ok(Weights { gguf, file, packed: Directory::read(gguf)?, path, home: None })
+    }
+
+    /// With matrices as the first `blocks` blocks of the stack make them, read from `home`; `sums` are the checksums of the
+    /// file's tensors, in listing order.
+    pub(crate) fn at(mut self, blocks: usize, home: Home, sums: Vec<u64>) -> Result<Weights<'a>> {
+        self.packed = Directory::base(self.gguf)?.at(blocks);
+        self.home = Some((home, sums));
+        Ok(self)
+    }
+
+    /// The directory.
+    pub(crate) fn directory(&self) -> &Directory {
+        &self.packed
+    }
+
+    /// Hands its stack over to `host`, if versions come from a home.
+    pub(crate) fn residency(
+        self,
+        blocks: usize,
+        limit: Option<u64>,
+        host: impl Host + 'static,
+    ) -> Result<Option<Residency>> {
+        let Some((home, sums)) = self.home else { return Ok(None) };
+        let start = Start { gguf: self.gguf, directory: &self.packed, sums: &sums, home, blocks, limit };
+        Ok(Some(Residency::start(start, host)?))
     }
 
     /// Whether the file has this matrix in either form. `name` has no suffix.
@@ -69,18 +97,21 @@ impl<'a> Weights<'a> {
     }
 
     /// The matrix `name`, which must be `rows x cols`, with its bias if it has one.
-    pub(crate) fn linear(&self, name: &str, rows: usize, cols: usize) -> Result<Linear> {
+    pub(crate) fn linear(&self, name: &str, rows: usize, cols: usize, how: How) -> Result<Linear> {
         let linear = match self.packed.get(name) {
             Some(info) => {
                 let packed = self.packed(info, rows, cols)?;
                 if self.path == Path::Lut {
-                    packed
+                    Linear::packed(packed, how)
+                        .map_err(|e| damaged(info, &e))?
+                        .with_versions(self.versions(name))
                 } else {
-                    let numbers = floats(name, rows, cols, |r, row| packed.row(r, row))?;
-                    Linear::plain(rows, cols, PlainType::F32, numbers)
+                    let view = packed.view().map_err(|e| damaged(info, &e.into()))?;
+                    let numbers = floats(name, rows, cols, |r, row| Ok(view.dequantize_row(r, row)?))?;
+                    Linear::plain(rows, cols, PlainType::F32, numbers, how)
                 }
             }
-            None => self.plain(&format!("{name}.weight"), rows, cols)?,
+            None => self.plain(&format!("{name}.weight"), rows, cols, how)?,
         };
         let bias = format!("{name}.bias");
         let bias = if self.gguf.tensor(&bias).is_some() { Some(self.vector(&bias, rows)?) } else { None };
@@ -130,24 +161,38 @@ impl<'a> Weights<'a> {
         Ok(t)
     }
 
-    fn packed(&self, info: &PackedInfo, rows: usize, cols: usize) -> Result<Linear> {
+    /// What a stack may bring the matrix to.
+    fn versions(&self, name: &str) -> Vec<PackedInfo> {
+        let stack = self.packed.stack();
+        let of = stack.blocks().iter().enumerate().filter(|(_, b)| b.matrix == name);
+        of.flat_map(|(i, b)| [stack.older(i), Some(&b.info)]).flatten().cloned().collect()
+    }
+
+    fn packed(&self, info: &PackedInfo, rows: usize, cols: usize) -> Result<Loaded> {
         if (info.shape.rows, info.shape.cols) != (rows, cols) {
             let found = format!("[{}, {}]", info.shape.cols, info.shape.rows);
             return Err(shape_error(&info.name, &format!("[{cols}, {rows}]"), &found));
         }
-        let tensors = info.find(self.gguf)?.into_iter().map(|t| self.part(t)).collect::<Result<_>>()?;
-        Linear::packed(PackedWeights { info: info.clone(), tensors })
-            .map_err(|e| Error::Tensor { name: info.name.clone(), why: format!("{e}; the file is damaged") })
+        let loaded = match &self.home {
+            Some((home, sums)) => home.load(&Piece::find(self.gguf, info, sums)?)?,
+            None => {
+                let tensors =
+                    info.find(self.gguf)?.into_iter().map(|t| self.part(t)).collect::<Result<_>>()?;
+                Loaded { info: info.clone(), tensors }
+            }
+        };
+        loaded.view().map_err(|e| damaged(info, &e.into()))?;
+        Ok(loaded)
     }
 
-    fn plain(&self, name: &str, rows: usize, cols: usize) -> Result<Linear> {
+    fn plain(&self, name: &str, rows: usize, cols: usize, how: How) -> Result<Linear> {
         let t = self.matrix(name, rows, cols)?;
         if let Some(ty) = plain_type(t.ty) {
-            return Ok(Linear::plain(rows, cols, ty, self.part(t)?));
+            return Ok(Linear::plain(rows, cols, ty, self.part(t)?, how));
         }
         let numbers =
             floats(name, rows, cols, |r, row| Ok(dequantize_row(t.ty, &t.row_bytes(r..r + 1), row)?))?;
-        Ok(Linear::plain(rows, cols, PlainType::F32, numbers))
+        Ok(Linear::plain(rows, cols, PlainType::F32, numbers, how))
     }
 
     fn part(&self, t: &TensorInfo<'_>) -> Result<Bytes> {
@@ -155,6 +200,10 @@ impl<'a> Weights<'a> {
             .tensor_bytes(t)
             .ok_or_else(|| Error::Tensor { name: t.name.to_owned(), why: "lies outside of the file".into() })
     }
+}
+
+fn damaged(info: &PackedInfo, e: &Error) -> Error {
+    Error::Tensor { name: info.name.clone(), why: format!("{e}; the file is damaged") }
 }
 
 /// The types that are multiplied as they lie in the file.

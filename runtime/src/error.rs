@@ -42,6 +42,19 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// A model's least weights do not fit into its budget.
+    #[error(
+        "{:.1} MB are too few for the weights, which take {:.1} MB at least; allow more",
+        *bytes as f64 / 1e6,
+        (*least as f64 / 1e5).ceil() / 10.0
+    )]
+    Budget {
+        /// What there would be for them.
+        bytes: u64,
+        /// What they take without any block.
+        least: u64,
+    },
+
     /// The path exists but is no regular file.
     #[error("{} is {found}, not a file; name the model file itself", path.display())]
     NotAFile {

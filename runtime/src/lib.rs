@@ -9,6 +9,7 @@ pub mod kv;
 #[allow(unsafe_code)]
 pub mod os;
 pub mod pool;
+pub mod residency;
 pub mod sample;
 pub mod store;
 pub mod stream;

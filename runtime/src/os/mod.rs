@@ -5,6 +5,7 @@ pub mod affinity;
 mod cgroup;
 pub(crate) mod crew;
 pub mod disk;
+pub mod file;
 pub mod map;
 pub mod memory;
 pub mod shared;

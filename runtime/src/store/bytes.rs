@@ -22,6 +22,13 @@ impl Bytes {
         Bytes::new([])
     }
 
+    /// The bytes of `range`; `None` where there are none.
+    pub fn range(&self, range: Range<usize>) -> Option<Bytes> {
+        self.get(range.clone())?;
+        let base = self.range.start;
+        Some(Bytes { whole: self.whole.clone(), range: base + range.start..base + range.end })
+    }
+
     /// The part of these bytes that `part` borrows; `None` if it lies elsewhere.
     pub fn part(&self, part: &[u8]) -> Option<Bytes> {
         let start = (part.as_ptr() as usize).checked_sub(self.as_ptr() as usize)?;

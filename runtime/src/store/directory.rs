@@ -4,9 +4,11 @@ use std::collections::{HashMap, HashSet};
 
 use lutite_kernels::pack::{MAX_PLANES, Packed};
 
+use super::bytes::Bytes;
 use super::fault::GgufError;
 use super::gguf::{Gguf, TensorInfo};
 use super::packed::{ARCH_PREFIX, FORMAT_VERSION, PackedInfo, layout_tag};
+use super::stack::{self, Stack};
 use crate::error::{Error, Result};
 
 /// Whether the file says that it holds packed matrices.
@@ -29,7 +31,8 @@ pub fn check_version(gguf: &Gguf<'_>) -> Result<()> {
         );
         return Err(Error::Packed(why));
     }
-    if let Some(feature) = gguf.str_array("lutite.features")?.into_iter().flatten().next() {
+    let mut features = gguf.str_array("lutite.features")?.into_iter().flatten();
+    if let Some(feature) = features.find(|feature| *feature != stack::FEATURE) {
         return Err(Error::Packed(format!(
             "it needs the feature {feature:?}, which this program does not have"
         )));
@@ -42,9 +45,12 @@ pub fn check_version(gguf: &Gguf<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The packed matrices that a file says it has, by name.
-#[derive(Debug)]
-pub struct Directory(HashMap<String, PackedInfo>);
+/// The packed matrices that a file says it has, by name; of a stacked file, each in one of its versions.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    matrices: HashMap<String, PackedInfo>,
+    stack: Stack,
+}
 
 /// A matrix or vector of a model, however many tensors of the file it is made of.
 #[derive(Clone, Copy, Debug)]
@@ -56,14 +62,24 @@ pub enum Part<'d, 'a> {
 }
 
 impl Directory {
-    /// Reads `lutite.tensors`; a file that is not packed has nothing in it.
+    /// Reads `lutite.tensors`; a file that is not packed has nothing in it. Matrices are in the best version that is there.
     ///
     /// # Errors
-    /// [`Error::Packed`] for a line that means nothing, or a name that has two.
+    /// [`Error::Packed`] for a line that means nothing, a name that has two, or a stack that is none.
     pub fn read(gguf: &Gguf<'_>) -> Result<Directory> {
+        let base = Directory::base(gguf)?;
+        let present = base.stack.present();
+        Ok(base.at(present))
+    }
+
+    /// As [`read`](Self::read), with matrices in their least versions.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn base(gguf: &Gguf<'_>) -> Result<Directory> {
         let mut all = HashMap::new();
         if !is_packed(gguf)? {
-            return Ok(Directory(all));
+            return Ok(Directory { matrices: all, stack: Stack::default() });
         }
         for line in gguf.str_array("lutite.tensors")?.into_iter().flatten() {
             let info = PackedInfo::parse(line).map_err(Error::Packed)?;
@@ -72,22 +88,43 @@ impl Directory {
                 return Err(Error::Packed(why));
             }
         }
-        Ok(Directory(all))
+        let stack = Stack::read(gguf, &all)?;
+        Ok(Directory { matrices: all, stack })
+    }
+
+    /// Beginning with [`base`](Self::base), with matrices as the first `blocks` blocks of the stack make them.
+    pub fn at(mut self, blocks: usize) -> Directory {
+        for block in self.stack.blocks().iter().take(blocks) {
+            self.matrices.insert(block.matrix.clone(), block.info.clone());
+        }
+        self
+    }
+
+    /// The residual part; empty for most files.
+    pub fn stack(&self) -> &Stack {
+        &self.stack
+    }
+
+    /// Names of the tensors of all packed matrices, in all versions.
+    pub fn tensor_names(&self) -> HashSet<String> {
+        let used = self.matrices.values().flat_map(PackedInfo::tensors).map(|(name, _, _)| name);
+        used.chain(self.stack.idle(&self.matrices)).collect()
     }
 
     /// The matrix of that name, which has no suffix.
     pub fn get(&self, name: &str) -> Option<&PackedInfo> {
-        self.0.get(name)
+        self.matrices.get(name)
     }
 
-    /// All parts of the model in the order of the file; a packed matrix stands where its first tensor does.
+    /// All parts of the model in the order of the file; a packed matrix stands where its first tensor does. Versions of a
+    /// matrix that are not in use are left out.
     ///
     /// # Errors
     /// A packed matrix whose first tensor is missing.
     pub fn parts<'d, 'a>(&'d self, gguf: &'d Gguf<'a>) -> Result<Vec<Part<'d, 'a>>, GgufError> {
         let mut first = HashMap::new();
         let mut rest = HashSet::new();
-        for info in self.0.values() {
+        for info in self.matrices.values() {
             let mut names = info.tensors().into_iter().map(|(name, _, _)| name);
             if let Some(name) = names.next() {
                 gguf.require(&name)?;
@@ -95,8 +132,34 @@ impl Directory {
                 first.insert(name, info);
             }
         }
-        let parts = gguf.tensors().iter().filter(|t| !rest.contains(t.name));
+        let idle = self.stack.idle(&self.matrices);
+        let used = |t: &&TensorInfo<'_>| !rest.contains(t.name) && !idle.contains(t.name);
+        let parts = gguf.tensors().iter().filter(used);
         Ok(parts.map(|t| first.get(t.name).map_or(Part::Plain(t), |info| Part::Packed(info))).collect())
+    }
+}
+
+/// A packed matrix with its data, wherever they lie.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// Shape and kind.
+    pub info: PackedInfo,
+    /// The data of its tensors, in the order of [`PackedInfo::tensors`].
+    pub tensors: Vec<Bytes>,
+}
+
+impl Loaded {
+    /// What kernels take.
+    ///
+    /// # Errors
+    /// As [`PackedInfo::view`].
+    pub fn view(&self) -> lutite_kernels::Result<Packed<'_>> {
+        self.info.view(self.tensors.iter().map(|t| &t[..]))
+    }
+
+    /// Bytes of its data.
+    pub fn bytes(&self) -> usize {
+        self.tensors.iter().map(|t| t.len()).sum()
     }
 }
 

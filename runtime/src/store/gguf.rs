@@ -24,6 +24,7 @@ use lutite_kernels::ggml::GgmlType;
 
 use super::fault::{Fault, GgufError, Place};
 use super::model_file::{RowOrder, TensorPart};
+use super::stack;
 use super::value::{Broken, Cursor, Elements, Value};
 
 /// Most dimensions of a tensor (`GGML_MAX_DIMS`).
@@ -105,6 +106,16 @@ impl TensorInfo<'_> {
     pub fn elements(&self) -> u64 {
         self.dims.iter().product()
     }
+
+    /// Bytes of its data, also where that is absent.
+    pub fn bytes(&self) -> u64 {
+        shape_bytes(self.ty, self.shape()).unwrap_or(0)
+    }
+
+    /// Whether the file was cut off before its data or within it, as stacked files may be (see [`super::Stack`]).
+    pub fn is_absent(&self) -> bool {
+        self.data.is_empty()
+    }
 }
 
 impl fmt::Debug for TensorInfo<'_> {
@@ -176,6 +187,7 @@ impl<'a> Gguf<'a> {
     /// Turns the tensors' offsets, so far from the start of the data, into offsets in the file, and gives
     /// each its data. `end` is where the descriptions end.
     fn place_data(&mut self, bytes: &'a [u8], end: u64) -> Result<(), GgufError> {
+        let blocks = stack::block_names(self)?;
         // The file's length is at most 2^63 and the alignment at most 2^63: no overflow, but perhaps behind
         // the end.
         self.data_offset = end.next_multiple_of(self.alignment);
@@ -186,15 +198,25 @@ impl<'a> Gguf<'a> {
                 return fail(Fault::Misaligned { offset: t.offset, alignment: self.alignment });
             }
             let need = shape_bytes(t.ty, t.shape()).map_err(|fault| tensor_error(t.name, None, fault))?;
+            // Blocks of a stack may be missing, but not so that the sum of offset and size overflows.
+            let optional = stack::is_of_block(&blocks, t.name)
+                && self
+                    .data_offset
+                    .checked_add(t.offset)
+                    .is_some_and(|start| start.checked_add(need).is_some());
             let rest = self.data_offset.checked_add(t.offset).and_then(|start| {
                 let at = usize::try_from(start).ok()?;
                 Some((start, bytes.get(at..)?))
             });
             let Some((start, rest)) = rest else {
+                if optional {
+                    t.offset += self.data_offset;
+                    continue;
+                }
                 return fail(Fault::Truncated { need, have: 0 });
             };
             let data = usize::try_from(need).ok().and_then(|need| rest.get(..need));
-            let Some(data) = data else {
+            let Some(data) = data.or(optional.then_some(&[])) else {
                 return fail(Fault::Truncated { need, have: rest.len() as u64 });
             };
             (t.offset, t.data) = (start, data);
@@ -205,7 +227,7 @@ impl<'a> Gguf<'a> {
         order.sort_unstable_by_key(|&i| (self.tensors[i].offset, i));
         for pair in order.windows(2) {
             let (a, b) = (&self.tensors[pair[0]], &self.tensors[pair[1]]);
-            if a.offset + a.data.len() as u64 > b.offset {
+            if a.offset + a.bytes() > b.offset {
                 return Err(tensor_error(b.name, Some(b.offset), Fault::Overlap(a.name.into())));
             }
         }
@@ -240,8 +262,13 @@ impl<'a> Gguf<'a> {
 
     /// The tensor of that name.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo<'a>> {
+        self.position(name).map(|i| &self.tensors[i])
+    }
+
+    /// Which of [`Self::tensors`] has that name.
+    pub fn position(&self, name: &str) -> Option<usize> {
         let found = self.by_name.binary_search_by(|&i| self.tensors[i].name.cmp(name)).ok()?;
-        Some(&self.tensors[self.by_name[found]])
+        Some(self.by_name[found])
     }
 
     /// The tensor of that name.

@@ -92,6 +92,11 @@ impl ModelFile {
         })
     }
 
+    /// The whole file, if it is one.
+    pub fn whole(&self) -> Option<Bytes> {
+        self.parts.is_none().then(|| self.head.clone())
+    }
+
     /// The bytes in the order of [`ModelFile::chunks`].
     pub fn len(&self) -> u64 {
         self.chunks().map(|chunk| chunk.len() as u64).sum()

@@ -18,7 +18,7 @@ use crate::attention::kv_shape;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::input::Input;
-use crate::linear::{Ahead, Linear};
+use crate::linear::{Ahead, How, Linear};
 use crate::weights::{Path, Weights};
 use lutite_kernels::ggml::dequantize_row;
 use lutite_kernels::isa::Isa;
@@ -127,11 +127,8 @@ impl<'a> Blocks<'a> {
         self.block = None;
         let (w, c) = (&self.weights, &self.config);
         let vector = |name: &str, n| w.vector(name, n);
-        let matrix = |name: &str, rows, cols| {
-            let mut l = w.linear(name, rows, cols)?;
-            l.prepare(self.isa, self.pool.workers(), Ahead::default(), true);
-            Ok(l)
-        };
+        let how = How { isa: self.isa, workers: self.pool.workers(), ahead: Ahead::default(), exact: true };
+        let matrix = |name: &str, rows, cols| w.linear(name, rows, cols, how);
         let layers = [Layer::find(c, i, &matrix, &vector)?];
         let kv = KvShape { layers: 1, ..kv_shape(c, KvType::F32.into(), self.context)? };
         let flow = Flow::new(c, &layers, kv, self.rope.dims(), PART, self.pool.workers())?;
@@ -156,7 +153,6 @@ impl<'a> Blocks<'a> {
     /// # Errors
     /// A part that there is not, or weights of another shape.
     pub fn replace(&mut self, part: &str, w: &[f32]) -> Result<()> {
-        let (isa, workers) = (self.isa, self.pool.workers());
         let l = self.linear(part)?;
         if w.len() != l.rows() * l.cols() {
             let why = format!("{} weights for a matrix of {} x {}", w.len(), l.rows(), l.cols());
@@ -164,7 +160,6 @@ impl<'a> Blocks<'a> {
         }
         let bytes: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();
         l.set_numbers(Bytes::new(bytes));
-        l.prepare(isa, workers, Ahead::default(), true);
         Ok(())
     }
 
@@ -187,12 +182,12 @@ impl<'a> Blocks<'a> {
         let Blocks { isa, rope, pool, block: Some(Block { layer, flow }), .. } = self else {
             panic!("no layer is loaded");
         };
-        flow.set_step(start, n, Phase::Prompt);
+        flow.set_step(start, n);
         flow.x.as_mut_slice().copy_from_slice(x);
         flow.attention.set_angles(rope);
         let step = flow.step(*isa, Phase::Prompt, n);
-        let restore = |pool: &mut Pool, to: &Input| {
-            to.fill(pool, *isa, n, |t, cols, out| {
+        let restore = |pool: &mut Pool, to: &Input, mat: &Linear| {
+            to.fill(pool, &step, &[mat], |t, cols, out| {
                 out.copy_from_slice(&aux[t * aux_width..][..before][cols]);
             });
         };
@@ -203,7 +198,7 @@ impl<'a> Blocks<'a> {
                 layer.attend(pool, &step, flow, 0);
             }
             2 => {
-                restore(pool, &flow.att_in);
+                restore(pool, &flow.att_in, layer.output());
                 layer.add_attention(pool, &step, flow);
                 layer.norm_ffn(pool, &step, eps, flow);
             }
@@ -212,7 +207,7 @@ impl<'a> Blocks<'a> {
                 layer.gate(pool, &step, flow);
             }
             _ => {
-                restore(pool, &flow.mid);
+                restore(pool, &flow.mid, layer.down());
                 layer.add_ffn(pool, &step, flow);
             }
         }

@@ -100,13 +100,13 @@ impl Flow {
     }
 
     /// Begins a step of `n` tokens from position `start` on.
-    pub(super) fn set_step(&mut self, start: usize, n: usize, phase: Phase) {
+    pub(super) fn set_step(&mut self, start: usize, n: usize) {
         for m in [&mut self.x, &mut self.gate, &mut self.up] {
             m.set_rows(n);
         }
         self.attention.set_step(start, n);
         for i in [&mut self.attn_in, &mut self.att_in, &mut self.ffn_in, &mut self.mid] {
-            i.set_step(n, phase);
+            i.set_rows(n);
         }
     }
 
@@ -120,6 +120,16 @@ impl Flow {
 impl Layer {
     pub(super) fn linears(&self) -> [&Linear; 7] {
         [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    }
+
+    /// The matrix behind attention.
+    pub(super) fn output(&self) -> &Linear {
+        &self.o
+    }
+
+    /// The matrix behind the activation function.
+    pub(super) fn down(&self) -> &Linear {
+        &self.down
     }
 
     /// The matrix that files call `blk.N.PART`.
@@ -138,7 +148,8 @@ impl Layer {
 
     /// `attn_in = norm(x)`
     pub(super) fn norm_attention(&self, pool: &mut Pool, step: &Step<'_>, eps: f32, f: &Flow) {
-        normalize(pool, step.isa, eps, &f.x, 0..step.n, &self.attn_norm, &f.attn_in);
+        let to = (&f.attn_in, &[&self.q, &self.k, &self.v][..]);
+        normalize(pool, step, eps, &f.x, 0, &self.attn_norm, to);
     }
 
     /// `att_in = attention(Wq attn_in, Wk attn_in, Wv attn_in)`, with the keys and values of layer `i` of the cache.
@@ -146,7 +157,7 @@ impl Layer {
         let to = &f.attention.input;
         multiply(pool, step, &f.attn_in, [&self.q, &self.k, &self.v], [&to.q, &to.k, &to.v]);
         f.attention.attend(pool, step.isa, i);
-        f.att_in.fill(pool, step.isa, step.n, |t, cols, out| f.attention.output(step.isa, t, cols, out));
+        f.att_in.fill(pool, step, &[&self.o], |t, cols, out| f.attention.output(step.isa, t, cols, out));
     }
 
     /// `x = x + Wo att_in`
@@ -156,14 +167,15 @@ impl Layer {
 
     /// `ffn_in = norm(x)`
     pub(super) fn norm_ffn(&self, pool: &mut Pool, step: &Step<'_>, eps: f32, f: &Flow) {
-        normalize(pool, step.isa, eps, &f.x, 0..step.n, &self.ffn_norm, &f.ffn_in);
+        let to = (&f.ffn_in, &[&self.gate, &self.up][..]);
+        normalize(pool, step, eps, &f.x, 0, &self.ffn_norm, to);
     }
 
     /// `mid = silu(Wgate ffn_in) * Wup ffn_in`
     pub(super) fn gate(&self, pool: &mut Pool, step: &Step<'_>, f: &Flow) {
         multiply(pool, step, &f.ffn_in, [&self.gate, &self.up], [&f.gate, &f.up]);
         let (gate, up) = (f.gate.read(), f.up.read());
-        f.mid.fill(pool, step.isa, step.n, |t, cols, out| {
+        f.mid.fill(pool, step, &[&self.down], |t, cols, out| {
             act::silu_mul(step.isa, &gate.row(t)[cols.clone()], &up.row(t)[cols], out);
         });
     }
@@ -174,21 +186,21 @@ impl Layer {
     }
 }
 
-/// A stage: norms some tokens of the residual stream, and brings them into the forms that matrices take. A token's
-/// factor is worked out anew for each part of it: cheaper than another stage.
+/// A stage: norms the tokens of the residual stream from token `first` on, and brings them into the forms that matrices
+/// take. A token's factor is worked out anew for each part of it: cheaper than another stage.
 pub(super) fn normalize(
     pool: &mut Pool,
-    isa: Isa,
+    step: &Step<'_>,
     eps: f32,
     x: &SharedMat<f32>,
-    tokens: std::ops::Range<usize>,
+    first: usize,
     weight: &[f32],
-    out: &Input,
+    (out, mats): (&Input, &[&Linear]),
 ) {
     let x = x.read();
-    out.fill(pool, isa, tokens.len(), |t, cols, out| {
-        let x = x.row(tokens.start + t);
-        let factor = norm::inverse_rms(isa, x, eps);
+    out.fill(pool, step, mats, |t, cols, out| {
+        let x = x.row(first + t);
+        let factor = norm::inverse_rms(step.isa, x, eps);
         norm::apply(&x[cols.clone()], factor, &weight[cols], out);
     });
 }

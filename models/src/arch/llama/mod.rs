@@ -21,7 +21,7 @@ use crate::attention;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::input::Input;
-use crate::linear::{Ahead, Linear, Step, most_scratch_bytes, multiply};
+use crate::linear::{Ahead, How, Linear, Step, most_scratch_bytes, multiply};
 use crate::weights::Weights;
 use lutite_kernels::ggml::{GgmlType, dequantize_row};
 use lutite_kernels::isa::Isa;
@@ -31,7 +31,9 @@ use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::kv::KvShape;
 use lutite_runtime::os::shared::SharedMat;
 use lutite_runtime::pool::Pool;
-use lutite_runtime::store::Bytes;
+use lutite_runtime::residency::{Exchange, Handle, Host, Residency};
+use lutite_runtime::store::{Bytes, Loaded};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 
 /// Where token vectors come from.
 #[derive(Debug)]
@@ -50,8 +52,7 @@ pub(crate) enum Embedding {
 /// All weights.
 #[derive(Debug)]
 struct Net {
-    config: Config,
-    isa: Isa,
+    eps: f32,
     embedding: Embedding,
     layers: Vec<Layer>,
     norm: Vec<f32>, // [dim]
@@ -69,7 +70,11 @@ struct HeadFlow {
 /// A Llama-like decoder.
 #[derive(Debug)]
 pub struct Llama {
-    net: Net,
+    config: Config,
+    isa: Isa,
+    // Before the network, which its thread knows.
+    residency: Option<Residency>,
+    net: Arc<RwLock<Net>>,
     flow: Flow,
     head: HeadFlow,
     pool: Pool,
@@ -127,6 +132,14 @@ fn head_name(tied: bool) -> &'static str {
     if tied { "token_embd" } else { "output" }
 }
 
+/// In what state a stack begins.
+pub(crate) struct Begin {
+    /// Blocks in use.
+    pub(crate) blocks: usize,
+    /// Bytes that weights may take.
+    pub(crate) limit: Option<u64>,
+}
+
 /// Everything but the weights that a session is made of.
 pub(crate) struct Session {
     pub(crate) isa: Isa,
@@ -140,21 +153,17 @@ pub(crate) struct Session {
 impl Llama {
     /// Loads the weights and makes a session's buffers. The caller has [`check`]ed the file, and that it all fits into
     /// memory.
-    pub(crate) fn new(config: Config, w: &Weights<'_>, session: Session) -> Result<Llama> {
+    pub(crate) fn new(config: Config, w: Weights<'_>, session: Session, begin: &Begin) -> Result<Llama> {
         let Session { isa, pool, kv, batch, ahead, exact } = session;
         let c = &config;
         let dim = c.dim;
-        let prepared = |name: &str, rows, cols, exact| -> Result<Linear> {
-            let mut l = w.linear(name, rows, cols)?;
-            l.prepare(isa, pool.workers(), ahead, exact);
-            Ok(l)
-        };
-        let load = |name: &str, rows, cols| prepared(name, rows, cols, exact);
+        let how = How { isa, workers: pool.workers(), ahead, exact };
+        let load = |name: &str, rows, cols| w.linear(name, rows, cols, how);
         let vector = |name: &str, n| w.vector(name, n);
         let layers = (0..c.layers).map(|i| Layer::find(c, i, &load, &vector)).collect::<Result<Vec<_>>>()?;
-        let tied = is_tied(w);
+        let tied = is_tied(&w);
         // Of a prompt mostly the last token's logits are asked for, and for one token whole codes are not worth making.
-        let head = prepared(head_name(tied), c.vocab, dim, true)?;
+        let head = w.linear(head_name(tied), c.vocab, dim, How { exact: true, ..how })?;
         let embedding = if tied { Embedding::Tied } else { w.embedding(c.vocab, dim)? };
         let norm = w.vector(NORM, dim)?;
         let rope = Rope::new(&c.rope);
@@ -164,45 +173,60 @@ impl Llama {
             input: Input::new(batch, &[&head])?,
             logits: SharedMat::new(batch, c.vocab, TILE_ROWS)?,
         };
-        let net = Net { isa, embedding, layers, norm, head, rope, config };
-        Ok(Llama { net, flow, head: head_flow, pool, position: 0, batch })
+        let net = Arc::new(RwLock::new(Net { eps: c.eps, embedding, layers, norm, head, rope }));
+        let residency = match w.directory().stack().blocks() {
+            [] => None,
+            _ => w.residency(begin.blocks, begin.limit, Shared(net.clone()))?,
+        };
+        Ok(Llama { config, isa, residency, net, flow, head: head_flow, pool, position: 0, batch })
     }
 
     /// Its hyperparameters.
     pub fn config(&self) -> &Config {
-        &self.net.config
+        &self.config
+    }
+
+    /// What changes its weights while it generates, if it is of a stacked file.
+    pub fn residency(&self) -> Option<Handle> {
+        self.residency.as_ref().map(Residency::handle)
+    }
+
+    fn net(&self) -> RwLockReadGuard<'_, Net> {
+        // An exchange of weights happens whole or not at all.
+        self.net.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes of weights that one token reads: all matrices, the head included.
     pub fn bytes_per_token(&self) -> usize {
-        let layers = self.net.layers.iter().flat_map(Layer::linears);
-        layers.map(Linear::bytes).sum::<usize>() + self.net.head.bytes()
+        self.net().linears().map(Linear::bytes).sum()
     }
 
     /// Number of weights behind [`Llama::bytes_per_token`]: all but an untied table of token vectors.
     pub fn weights_per_token(&self) -> usize {
-        let layers = self.net.layers.iter().flat_map(Layer::linears);
-        layers.chain([&self.net.head]).map(|l| l.rows() * l.cols()).sum()
+        self.net().linears().map(|l| l.rows() * l.cols()).sum()
     }
 
     /// Number of weights in matrices, each counted once.
     pub fn parameters(&self) -> usize {
-        let table = match self.net.embedding {
+        let net = self.net();
+        let table = match net.embedding {
             Embedding::Tied => 0,
-            Embedding::Rows { .. } => self.net.head.rows() * self.net.head.cols(),
+            Embedding::Rows { .. } => net.head.rows() * net.head.cols(),
         };
+        drop(net);
         self.weights_per_token() + table
     }
 
     /// Formats of the matrices, e.g. `uniform q=4 g=32; head centered q=8 g=32`.
     pub fn formats(&self) -> String {
+        let net = self.net();
         let mut body: Vec<String> = Vec::new();
-        for f in self.net.layers.iter().flat_map(Layer::linears).map(Linear::format) {
+        for f in net.layers.iter().flat_map(Layer::linears).map(Linear::format) {
             if !body.contains(&f) {
                 body.push(f);
             }
         }
-        format!("{}; head {}", body.join(", "), self.net.head.format())
+        format!("{}; head {}", body.join(", "), net.head.format())
     }
 
     /// Number of workers.
@@ -217,7 +241,7 @@ impl Llama {
 
     /// The instruction set that its kernels run on.
     pub fn isa(&self) -> Isa {
-        self.net.isa
+        self.isa
     }
 }
 
@@ -225,7 +249,7 @@ impl Decoder for Llama {
     type Error = Error;
 
     fn vocab(&self) -> usize {
-        self.net.config.vocab
+        self.config.vocab
     }
     fn context(&self) -> usize {
         self.kv_shape().context
@@ -243,7 +267,7 @@ impl Decoder for Llama {
     fn check_room(&self, tokens: usize) -> Result<()> {
         let needed = self.position.saturating_add(tokens);
         if needed > self.context() {
-            let trained = self.net.config.context;
+            let trained = self.config.context;
             return Err(Error::Context { needed, context: self.context(), trained });
         }
         Ok(())
@@ -256,24 +280,64 @@ impl Decoder for Llama {
             return Err(Error::Config { key: "batch".into(), why });
         }
         self.check_room(n)?;
-        let Llama { net, flow, head, pool, position, .. } = self;
+        let Llama { config, isa, residency, net, flow, head, pool, position, .. } = self;
+        if let Some(residency) = residency.as_ref().filter(|r| r.is_waiting()) {
+            let mut net = net.write().unwrap_or_else(PoisonError::into_inner);
+            residency.apply(&mut |matrix, loaded| net.exchange(matrix, loaded));
+        }
+        let net = net.read().unwrap_or_else(PoisonError::into_inner);
         let start = *position;
         let wanted = if logits == Logits::All { n } else { 1 };
-        flow.set_step(start, n, phase);
-        head.input.set_step(wanted, phase);
+        flow.set_step(start, n);
+        head.input.set_rows(wanted);
         head.logits.set_rows(wanted);
         net.embed(tokens, &mut flow.x)?;
         flow.attention.set_angles(&net.rope);
-        net.forward(pool, &flow.step(net.isa, phase, n), flow, head);
+        net.forward(pool, &flow.step(*isa, phase, n), flow, head);
         *position += n;
-        Ok(&head.logits.as_mut_slice()[..wanted * net.config.vocab])
+        Ok(&head.logits.as_mut_slice()[..wanted * config.vocab])
+    }
+}
+
+/// The network as its [`Residency`] knows it.
+struct Shared(Arc<RwLock<Net>>);
+
+impl Host for Shared {
+    fn between_tokens(&self, apply: &mut dyn FnMut(&mut Exchange<'_>)) -> bool {
+        let mut net = match self.0.try_write() {
+            Ok(net) => net,
+            Err(TryLockError::Poisoned(net)) => net.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        apply(&mut |matrix, loaded| net.exchange(matrix, loaded));
+        true
     }
 }
 
 impl Net {
+    /// All matrices.
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.layers.iter().flat_map(Layer::linears).chain([&self.head])
+    }
+
+    /// Puts a version of a matrix in the place of the one that it is in.
+    fn exchange(&mut self, matrix: &str, loaded: Loaded) -> std::result::Result<Loaded, String> {
+        let of_layer = matrix.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+        let linear = match of_layer {
+            None if matrix == "output" || matrix == "token_embd" => Some(&mut self.head),
+            None => None,
+            Some((layer, part)) => {
+                let layer = layer.parse().ok().and_then(|i: usize| self.layers.get_mut(i));
+                layer.and_then(|layer| layer.linear_mut(part))
+            }
+        };
+        let linear = linear.ok_or_else(|| format!("the model has no matrix {matrix}"))?;
+        linear.exchange(loaded).map_err(|e| e.to_string())
+    }
+
     fn embed(&self, tokens: &[u32], x: &mut SharedMat<f32>) -> Result<()> {
-        let vocab = self.config.vocab;
-        for (row, token) in x.as_mut_slice().chunks_exact_mut(self.config.dim).zip(tokens) {
+        let vocab = self.head.rows();
+        for (row, token) in x.as_mut_slice().chunks_exact_mut(self.head.cols()).zip(tokens) {
             let id = *token as usize;
             if id >= vocab {
                 return Err(Error::Token { id, vocab });
@@ -291,7 +355,7 @@ impl Net {
 
     /// One step.
     fn forward(&self, pool: &mut Pool, step: &Step<'_>, f: &Flow, head: &HeadFlow) {
-        let eps = self.config.eps;
+        let eps = self.eps;
         for (i, l) in self.layers.iter().enumerate() {
             l.norm_attention(pool, step, eps, f);
             l.attend(pool, step, f, i);
@@ -301,7 +365,9 @@ impl Net {
             l.add_ffn(pool, step, f);
         }
         let wanted = head.logits.rows();
-        normalize(pool, self.isa, eps, &f.x, step.n - wanted..step.n, &self.norm, &head.input);
-        multiply(pool, &Step { n: wanted, ..*step }, &head.input, [&self.head], [&head.logits]);
+        let first = step.n - wanted;
+        let step = &Step { n: wanted, ..*step };
+        normalize(pool, step, eps, &f.x, first, &self.norm, (&head.input, &[&self.head]));
+        multiply(pool, step, &head.input, [&self.head], [&head.logits]);
     }
 }

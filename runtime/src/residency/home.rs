@@ -1,0 +1,165 @@
+//! Where versions of matrices come from, and where they lie while they are resident.
+//!
+//! Either they stay in the file's map: reading one is bringing its pages into memory, and the system takes them back when it
+//! wants to. Or each is read into memory of its own, which is counted and goes back to the system when the version is dropped:
+//! the home for those who have a budget. Every version is held against its tensors' checksums when it is read.
+
+use crate::error::{Error, Result};
+use crate::os::file::DataFile;
+use crate::store::{Bytes, Gguf, Loaded, PackedInfo};
+use memmap2::MmapMut;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Bytes of memory that versions take.
+#[derive(Debug, Default)]
+pub struct Account {
+    now: AtomicU64,
+    peak: AtomicU64,
+    read: AtomicU64,
+}
+
+impl Account {
+    /// Now.
+    pub fn now(&self) -> u64 {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// At the most so far.
+    pub fn peak(&self) -> u64 {
+        self.peak.load(Ordering::Relaxed)
+    }
+
+    /// Read from the file so far.
+    pub fn read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, bytes: u64) {
+        let now = self.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak.fetch_max(now, Ordering::Relaxed);
+    }
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub enum Home {
+    /// The file's map, all of it.
+    Map(Bytes),
+    /// Memory of its own, filled from the file.
+    Memory {
+        /// To read from.
+        file: Arc<DataFile>,
+        /// Counts what is taken.
+        account: Arc<Account>,
+    },
+}
+
+/// A version of a matrix in the file.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// What it is.
+    pub info: PackedInfo,
+    /// Where each of its tensors lies, and xxh3-64 of it, if that is known; ascending.
+    tensors: Vec<(Range<u64>, Option<u64>)>,
+}
+
+/// Memory that is counted.
+struct Counted {
+    memory: MmapMut,
+    account: Arc<Account>,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.memory
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.account.now.fetch_sub(self.memory.len() as u64, Ordering::Relaxed);
+    }
+}
+
+impl Piece {
+    /// Finds a version's tensors; `sums` are those of the file's tensors in listing order, or none, where they are not to be
+    /// held against them.
+    ///
+    /// # Errors
+    /// As [`PackedInfo::find`].
+    pub fn find(gguf: &Gguf<'_>, info: &PackedInfo, sums: &[u64]) -> Result<Piece> {
+        let sum = |name: &str| gguf.position(name).and_then(|i| sums.get(i)).copied();
+        let found = info.find(gguf)?.into_iter();
+        let tensors = found.map(|t| (t.offset..t.offset + t.bytes(), sum(t.name))).collect();
+        Ok(Piece { info: info.clone(), tensors })
+    }
+
+    /// From the first byte to the last.
+    fn range(&self) -> Range<u64> {
+        let start = self.tensors.iter().map(|(r, _)| r.start).min().unwrap_or(0);
+        start..self.tensors.iter().map(|(r, _)| r.end).max().unwrap_or(0)
+    }
+
+    /// Bytes of memory that it takes.
+    pub fn bytes(&self) -> u64 {
+        let range = self.range();
+        range.end - range.start
+    }
+}
+
+impl Home {
+    /// Brings a version into memory.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Packed`], which name the matrix: a file that ends before, a checksum that is wrong.
+    pub fn load(&self, piece: &Piece) -> Result<Loaded> {
+        let name = &piece.info.name;
+        let all = piece.range();
+        let (whole, start) = match self {
+            Home::Map(bytes) => (bytes.clone(), 0),
+            Home::Memory { file, account } => {
+                let len = usize::try_from(all.end - all.start).unwrap_or(usize::MAX);
+                let memory =
+                    MmapMut::map_anon(len.max(1)).map_err(Error::io(file.path(), "take memory for"))?;
+                account.add(memory.len() as u64);
+                let mut counted = Counted { memory, account: account.clone() };
+                file.read(&mut counted.memory[..len], all.start)?;
+                account.read.fetch_add(len as u64, Ordering::Relaxed);
+                (Bytes::new(counted), all.start)
+            }
+        };
+        let part = |(range, sum): &(Range<u64>, Option<u64>)| {
+            let at = |n: u64| usize::try_from(n - start).unwrap_or(usize::MAX);
+            let part = whole.range(at(range.start)..at(range.end));
+            match part {
+                Some(part) if sum.is_none_or(|sum| xxh3_64(&part) == sum) => Ok(part),
+                Some(_) => Err(Error::Packed(format!(
+                    "{name} (bytes {} to {}) does not match its checksum; fetch or copy the file again",
+                    range.start, range.end
+                ))),
+                None => Err(Error::Packed(format!("{name} lies behind the end of the file"))),
+            }
+        };
+        let tensors = piece.tensors.iter().map(part).collect::<Result<_>>()?;
+        Ok(Loaded { info: piece.info.clone(), tensors })
+    }
+
+    /// Bytes of the file as it is now: one that is still arriving grows.
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Home::Map(bytes) => bytes.len() as u64,
+            Home::Memory { file, .. } => file.bytes(),
+        }
+    }
+
+    /// What counts the memory, if it is any of its own.
+    pub fn account(&self) -> Option<&Account> {
+        match self {
+            Home::Map(_) => None,
+            Home::Memory { account, .. } => Some(account),
+        }
+    }
+}

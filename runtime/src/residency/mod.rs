@@ -1,0 +1,307 @@
+//! Which blocks of a stacked file are in memory, while tokens are generated.
+//!
+//! Resident is always a prefix of the stack. A thread of its own reads what is missing on the way to the wanted prefix, up or
+//! down: up, the next block's version; down, the version before the last block's. What it has read waits until no token is in
+//! flight; then all that waits is put in place at once, which exchanges a few pointers. Versions that were replaced are dropped by
+//! that thread, since giving memory back takes longer than a token may wait.
+//!
+//! ```text
+//! reader:   read next version, check it, push it to `pending`;  nobody computes?  exchange them
+//! decoder:  before a token: anything pending?  exchange them;  compute
+//! reader:   drop what was replaced
+//! ```
+//!
+//! Memory of its own is never taken beyond the limit on the way up: a block is read only when there is room for it beside
+//! the version that it replaces. On the way down the version that takes over has to be read first; no more than one at a time then waits.
+
+mod home;
+mod reader;
+#[cfg(test)]
+mod tests;
+
+pub use home::{Account, Home, Piece};
+
+use crate::error::{Error, Result};
+use crate::store::{Directory, Gguf, Loaded, Stack};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// Puts a version of a matrix, which has this name, in the place of the one that it is in, which is returned.
+pub type Exchange<'a> = dyn FnMut(&str, Loaded) -> std::result::Result<Loaded, String> + 'a;
+
+/// Who computes with the matrices.
+pub trait Host: Send {
+    /// Lets `apply` exchange matrices, unless a token is in flight; says whether it did.
+    fn between_tokens(&self, apply: &mut dyn FnMut(&mut Exchange<'_>)) -> bool;
+}
+
+/// What is in memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resident {
+    /// Blocks in use.
+    pub blocks: usize,
+    /// Blocks that the budget allows and the file has.
+    pub target: usize,
+    /// Blocks of the whole stack.
+    pub all: usize,
+    /// Bytes of weights in use.
+    pub bytes: u64,
+    /// KL divergence to the unquantized model, as it was measured when the file was made.
+    pub kl: Option<f32>,
+    /// Why it cannot come to `target`, if it cannot.
+    pub failure: Option<String>,
+}
+
+/// The stack of an open model; dropped, its thread ends.
+#[derive(Debug)]
+pub struct Residency {
+    handle: Handle,
+    reader: Option<JoinHandle<()>>,
+}
+
+/// Changes a model's budget, from any thread.
+#[derive(Clone, Debug)]
+pub struct Handle(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    stack: Stack,
+    /// What blocks bring, and what they replace.
+    blocks: Vec<Piece>,
+    replaced: Vec<Piece>,
+    home: Home,
+    state: Mutex<State>,
+    /// Signalled with every change of `state`.
+    changed: Condvar,
+    /// Whether `pending` has anything: looked at before every token.
+    waiting: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Blocks that are wanted.
+    wanted: usize,
+    /// Blocks that are in the file.
+    present: usize,
+    /// Blocks in use.
+    now: usize,
+    /// Blocks that will be in use once everything pending is.
+    read: usize,
+    pending: VecDeque<Change>,
+    retired: Vec<Loaded>,
+    /// Bytes that versions may take.
+    limit: Option<u64>,
+    failure: Option<String>,
+    stop: bool,
+}
+
+/// A version that was read.
+#[derive(Debug)]
+struct Change {
+    matrix: String,
+    loaded: Loaded,
+    /// Blocks in use before and after.
+    from: usize,
+    to: usize,
+}
+
+impl State {
+    fn target(&self) -> usize {
+        self.wanted.min(self.present)
+    }
+}
+
+/// What is needed to begin with.
+pub struct Start<'a> {
+    /// The file, parsed.
+    pub gguf: &'a Gguf<'a>,
+    /// Its matrices.
+    pub directory: &'a Directory,
+    /// Checksums of its tensors, in listing order.
+    pub sums: &'a [u64],
+    /// Where versions come from.
+    pub home: Home,
+    /// Blocks that are in use already.
+    pub blocks: usize,
+    /// Bytes that versions may take.
+    pub limit: Option<u64>,
+}
+
+impl Residency {
+    /// Takes over a model's matrices.
+    ///
+    /// # Errors
+    /// A file whose stack is damaged, a thread that cannot be started.
+    pub fn start(start: Start<'_>, host: impl Host + 'static) -> Result<Residency> {
+        let Start { gguf, directory, sums, home, blocks, limit } = start;
+        let stack = directory.stack().clone();
+        let pieces =
+            stack.blocks().iter().map(|b| Piece::find(gguf, &b.info, sums)).collect::<Result<_>>()?;
+        let older = (0..stack.blocks().len()).filter_map(|i| stack.older(i));
+        let replaced = older.map(|info| Piece::find(gguf, info, sums)).collect::<Result<_>>()?;
+        let state =
+            State { wanted: blocks, present: blocks, now: blocks, read: blocks, limit, ..State::default() };
+        let shared = Shared {
+            blocks: pieces,
+            replaced,
+            home,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            waiting: AtomicBool::new(false),
+            stack,
+        };
+        shared.look_for_blocks(&mut shared.lock());
+        let shared = Arc::new(shared);
+        let of_reader = shared.clone();
+        let reader = thread::Builder::new()
+            .name("lutite-blocks".into())
+            .spawn(move || reader::run(&of_reader, &host))
+            .map_err(|e| Error::Io { path: "lutite-blocks".into(), what: "start thread", source: e })?;
+        Ok(Residency { handle: Handle(shared), reader: Some(reader) })
+    }
+
+    /// To change the budget from elsewhere.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Whether versions wait to be put in place.
+    pub fn is_waiting(&self) -> bool {
+        self.handle.0.waiting.load(Ordering::Acquire)
+    }
+
+    /// Puts in place what waits; the caller sees to it that no token is in flight.
+    pub fn apply(&self, exchange: &mut Exchange<'_>) {
+        self.handle.0.apply(exchange);
+    }
+}
+
+impl Drop for Residency {
+    fn drop(&mut self) {
+        self.handle.0.lock().stop = true;
+        self.handle.0.changed.notify_all();
+        if let Some(reader) = self.reader.take() {
+            // It has nothing to say that `failure` did not.
+            let _ = reader.join();
+        }
+    }
+}
+
+impl Handle {
+    /// The stack of the file.
+    pub fn stack(&self) -> &Stack {
+        &self.0.stack
+    }
+
+    /// Wants the first `blocks` blocks, as far as the file has them and the limit allows; returns at once.
+    pub fn set_blocks(&self, blocks: usize) {
+        let mut state = self.0.lock();
+        state.wanted = blocks.min(self.0.blocks.len());
+        state.failure = None;
+        self.0.changed.notify_all();
+    }
+
+    /// Wants as many blocks as fit into `bytes` of weights; returns at once what that is.
+    ///
+    /// # Errors
+    /// [`Error::Budget`] if not even the least versions fit; nothing has changed then.
+    pub fn set_limit(&self, bytes: u64) -> Result<usize> {
+        let blocks = within(&self.0.stack, bytes)?;
+        let mut state = self.0.lock();
+        (state.limit, state.wanted, state.failure) = (Some(bytes), blocks, None);
+        self.0.changed.notify_all();
+        Ok(blocks)
+    }
+
+    /// What is in memory.
+    pub fn resident(&self) -> Resident {
+        let state = self.0.lock();
+        let (stack, blocks) = (&self.0.stack, state.now);
+        Resident {
+            blocks,
+            target: state.target(),
+            all: self.0.blocks.len(),
+            bytes: stack.resident_bytes(blocks),
+            kl: stack.kl(blocks),
+            failure: state.failure.clone(),
+        }
+    }
+
+    /// Memory that is counted, if it is any of its own.
+    pub fn account(&self) -> Option<&Account> {
+        self.0.home.account()
+    }
+
+    /// Waits until what is wanted is in use, what was replaced is gone, or it is clear that it will not be; at most `time`. Says
+    /// whether it is.
+    pub fn wait(&self, time: Duration) -> bool {
+        let end = Instant::now() + time;
+        let mut state = self.0.lock();
+        loop {
+            let done = state.now == state.target() && state.read == state.now && state.retired.is_empty();
+            let left = end.saturating_duration_since(Instant::now());
+            if done || state.failure.is_some() || left.is_zero() {
+                return done;
+            }
+            let waited = self.0.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// As many blocks as can be reached with `bytes` of memory: on the way there is room for each beside what it replaces.
+///
+/// # Errors
+/// [`Error::Budget`] if not even the least versions fit.
+pub fn within(stack: &Stack, bytes: u64) -> Result<usize> {
+    let least = stack.resident_bytes(0);
+    if bytes < least {
+        return Err(Error::Budget { bytes, least });
+    }
+    let mut resident = least;
+    for (i, block) in stack.blocks().iter().enumerate() {
+        if resident + block.bytes > bytes {
+            return Ok(i);
+        }
+        resident += block.bytes - block.replaces;
+    }
+    Ok(stack.blocks().len())
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing is left half done under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts the blocks that the file has by now.
+    fn look_for_blocks(&self, state: &mut State) {
+        let len = self.home.len();
+        let blocks = self.stack.blocks();
+        while blocks.get(state.present).is_some_and(|b| b.range.end <= len) {
+            state.present += 1;
+        }
+    }
+
+    fn apply(&self, exchange: &mut Exchange<'_>) {
+        let mut state = self.lock();
+        while let Some(Change { matrix, loaded, to, .. }) = state.pending.pop_front() {
+            match exchange(&matrix, loaded) {
+                Ok(old) => {
+                    state.retired.push(old);
+                    state.now = to;
+                }
+                Err(why) => {
+                    // Versions of other matrices may follow; without this one they would be no prefix.
+                    state.pending.clear();
+                    (state.read, state.wanted, state.failure) = (state.now, state.now, Some(why));
+                }
+            }
+        }
+        self.waiting.store(false, Ordering::Release);
+        self.changed.notify_all();
+    }
+}

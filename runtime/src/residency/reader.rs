@@ -1,0 +1,111 @@
+//! The thread that reads versions and drops those that were replaced.
+
+use super::{Change, Host, Shared, State};
+use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long to wait for a token to end before looking whether anybody computes at all.
+const TOKEN: Duration = Duration::from_millis(2);
+
+/// How often a file that is still arriving is looked at.
+const ARRIVAL: Duration = Duration::from_millis(250);
+
+/// Bytes that may wait to be put in place on the way down, beside what they replace: one version always may.
+const WAITING_BYTES: u64 = 4 << 20;
+
+pub(super) fn run(shared: &Shared, host: &impl Host) {
+    loop {
+        let mut state = shared.lock();
+        if state.stop {
+            return;
+        }
+        if !state.retired.is_empty() {
+            let retired = std::mem::take(&mut state.retired);
+            drop(state);
+            drop(retired);
+            shared.changed.notify_all();
+            continue;
+        }
+        shared.look_for_blocks(&mut state);
+        turn_back(&mut state);
+        let target = state.target();
+        if state.read == target {
+            if state.pending.is_empty() {
+                // A file that lacks blocks may be arriving.
+                let time = if state.present < shared.blocks.len() { ARRIVAL } else { Duration::MAX };
+                wait(shared, state, time);
+            } else {
+                put_in_place(shared, host, state);
+            }
+            continue;
+        }
+        let (from, up) = (state.read, state.read < target);
+        let (i, to) = if up { (from, from + 1) } else { (from - 1, from - 1) };
+        let piece = if up { &shared.blocks[i] } else { &shared.replaced[i] };
+        if !state.pending.is_empty() && !has_room(shared, &state, piece.bytes(), up) {
+            put_in_place(shared, host, state);
+            continue;
+        }
+        drop(state);
+        let loaded = shared.home.load(piece);
+        let mut state = shared.lock();
+        match loaded {
+            Ok(loaded) => {
+                let matrix = shared.stack.blocks()[i].matrix.clone();
+                state.pending.push_back(Change { matrix, loaded, from, to });
+                state.read = to;
+                shared.waiting.store(true, Ordering::Release);
+            }
+            Err(e) => {
+                (state.wanted, state.failure) = (from, Some(e.to_string()));
+                shared.changed.notify_all();
+            }
+        }
+        drop(state);
+        host.between_tokens(&mut |exchange| shared.apply(exchange));
+    }
+}
+
+/// Forgets what was read in a direction that is no longer wanted.
+fn turn_back(state: &mut State) {
+    while let Some(last) = state.pending.back() {
+        let up = last.to > last.from;
+        let wrong = if up { state.read > state.target() } else { state.read < state.target() };
+        if !wrong {
+            return;
+        }
+        state.read = last.from;
+        if let Some(change) = state.pending.pop_back() {
+            state.retired.push(change.loaded);
+        }
+    }
+}
+
+/// Whether a version of so many bytes may be read while others wait to be put in place.
+fn has_room(shared: &Shared, state: &State, bytes: u64, up: bool) -> bool {
+    let waiting: u64 = state.pending.iter().map(|c| c.loaded.bytes() as u64).sum();
+    match (shared.home.account(), state.limit) {
+        (Some(account), Some(limit)) if up => account.now() + bytes <= limit,
+        (Some(_), _) => waiting + bytes <= WAITING_BYTES,
+        _ => true,
+    }
+}
+
+/// Puts in place what waits, or lets the one who computes do it before the next token.
+fn put_in_place(shared: &Shared, host: &impl Host, state: MutexGuard<'_, State>) {
+    drop(state);
+    if !host.between_tokens(&mut |exchange| shared.apply(exchange)) {
+        let state = shared.lock();
+        if !state.pending.is_empty() {
+            wait(shared, state, TOKEN);
+        }
+    }
+}
+
+fn wait(shared: &Shared, state: MutexGuard<'_, State>, time: Duration) {
+    let _state = match time {
+        Duration::MAX => shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+        time => shared.changed.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0,
+    };
+}

@@ -1,0 +1,257 @@
+//! The residual part of a packed file: what makes the model better, block by block.
+//!
+//! Without it the file is the model at its least, each matrix in version 0. A *block* is a further version of one matrix,
+//! which takes the place of the one before: version 1 of `blk.3.ffn_up` is the packed matrix `blk.3.ffn_up.v1`. Blocks lie
+//! behind everything else, in the order of what they bring for their bytes, so that the first N bytes of the file are the
+//! best model of N bytes: a file that was cut off among its blocks is a smaller model. What a number of blocks is worth was
+//! measured when the file was made.
+//!
+//! | key | |
+//! |---|---|
+//! | `lutite.features` | has `stack` |
+//! | `lutite.stack.blocks` | a line as in `lutite.tensors` for each block, in their order |
+//! | `lutite.stack.curve.blocks`, `.kl`, `.kl_error` | KL divergence with the first so many blocks, and its standard error |
+
+use super::fault::GgufError;
+use super::gguf::Gguf;
+use super::packed::PackedInfo;
+use super::write::{GgufStream, GgufWriter};
+use crate::error::{Error, Result};
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+
+/// The feature that a reader of stacked files has.
+pub(super) const FEATURE: &str = "stack";
+
+const FEATURES_KEY: &str = "lutite.features";
+const BLOCKS_KEY: &str = "lutite.stack.blocks";
+const CURVE_KEYS: [&str; 3] =
+    ["lutite.stack.curve.blocks", "lutite.stack.curve.kl", "lutite.stack.curve.kl_error"];
+
+/// The name of version `version` of a matrix in a file.
+pub fn version_name(matrix: &str, version: usize) -> String {
+    match version {
+        0 => matrix.to_owned(),
+        v => format!("{matrix}.v{v}"),
+    }
+}
+
+/// One version of one matrix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// The matrix, without a suffix.
+    pub matrix: String,
+    /// 1 or more.
+    pub version: usize,
+    /// What it is, under its [`version_name`].
+    pub info: PackedInfo,
+    /// Where it lies in the file, in bytes.
+    pub range: Range<u64>,
+    /// Bytes of its tensors.
+    pub bytes: u64,
+    /// Bytes of the version that it takes the place of.
+    pub replaces: u64,
+    /// The block with that version, or none where that is the least.
+    pub before: Option<usize>,
+    /// Whether the file has it.
+    pub present: bool,
+}
+
+/// The loss of a model with its first blocks, in nats.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Point {
+    /// How many blocks.
+    pub blocks: usize,
+    /// Mean KL divergence to the unquantized model.
+    pub kl: f32,
+    /// Its standard error.
+    pub error: f32,
+}
+
+/// The residual part of a file; empty for files that have none.
+#[derive(Clone, Debug, Default)]
+pub struct Stack {
+    blocks: Vec<Block>,
+    curve: Vec<Point>,
+    /// Version 0 of the matrices that blocks speak of.
+    first: HashMap<String, PackedInfo>,
+    /// Bytes of data without any block, and where they end.
+    least: u64,
+    end: u64,
+}
+
+impl Stack {
+    /// Reads the stack of a file whose least matrices are `base`.
+    pub(super) fn read(gguf: &Gguf<'_>, base: &HashMap<String, PackedInfo>) -> Result<Stack> {
+        let bad = |why: String| Error::Packed(format!("{why}; the file is damaged"));
+        let lines = gguf.str_array(BLOCKS_KEY)?.into_iter().flatten();
+        // Version in use so far, and its block.
+        let mut now: HashMap<&str, (usize, Option<usize>)> = HashMap::new();
+        let mut blocks: Vec<Block> = Vec::new();
+        for line in lines {
+            let info = PackedInfo::parse(line).map_err(Error::Packed)?;
+            let name =
+                info.name.rsplit_once(".v").and_then(|(name, v)| Some((name, v.parse::<usize>().ok()?)));
+            let Some((first, (name, version))) =
+                name.and_then(|(name, version)| Some((base.get(name)?, (name, version))))
+            else {
+                return Err(bad(format!("block {:?} is no version of a matrix", info.name)));
+            };
+            let key = first.name.as_str();
+            let (last, before) = now.get(key).copied().unwrap_or((0, None));
+            let older = before.map_or(first, |i| &blocks[i].info);
+            if version != last + 1 || info.name != version_name(name, version) {
+                return Err(bad(format!("block {:?} follows version {last}", info.name)));
+            }
+            if info.shape != first.shape {
+                return Err(bad(format!("block {:?} has another shape than version 0", info.name)));
+            }
+            let replaces = older.bytes().unwrap_or(usize::MAX) as u64;
+            now.insert(key, (version, Some(blocks.len())));
+            let tensors = info.find(gguf)?;
+            let (Some(start), Some(end)) =
+                (tensors.first().map(|t| t.offset), tensors.last().map(|t| t.offset + t.bytes()))
+            else {
+                continue;
+            };
+            let matrix = name.to_owned();
+            let sizes = tensors.iter().map(|t| t.bytes()).sum::<u64>();
+            if Some(sizes) != info.bytes().map(|n| n as u64)
+                || !tensors.windows(2).all(|t| t[0].offset < t[1].offset)
+            {
+                return Err(bad(format!(
+                    "the tensors of block {:?} have other sizes or another order",
+                    info.name
+                )));
+            }
+            let present = tensors.iter().all(|t| !t.is_absent());
+            let range = start..end;
+            blocks.push(Block { matrix, version, info, range, bytes: sizes, replaces, before, present });
+        }
+        let of_blocks: HashSet<String> =
+            blocks.iter().flat_map(|b| b.info.tensors()).map(|(name, _, _)| name).collect();
+        let first =
+            blocks.iter().filter_map(|b| Some((b.matrix.clone(), base.get(&b.matrix)?.clone()))).collect();
+        let (mut least, mut end) = (0, gguf.data_offset());
+        for t in gguf.tensors().iter().filter(|t| !of_blocks.contains(t.name)) {
+            least += t.bytes();
+            end = end.max(t.offset + t.bytes());
+        }
+        let mut behind = end;
+        for block in &blocks {
+            if block.range.start < behind {
+                return Err(bad(format!(
+                    "block {:?} does not lie behind what comes before it",
+                    block.info.name
+                )));
+            }
+            behind = block.range.end;
+        }
+        let curve = curve(gguf, blocks.len())?;
+        Ok(Stack { blocks, curve, first, least, end })
+    }
+
+    /// All blocks, in their order.
+    pub fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    /// How many of them, from the first on, the file has.
+    pub fn present(&self) -> usize {
+        self.blocks.iter().take_while(|b| b.present).count()
+    }
+
+    /// What was measured, by ascending numbers of blocks.
+    pub fn curve(&self) -> &[Point] {
+        &self.curve
+    }
+
+    /// Bytes of the tensors that a model with the first `blocks` blocks is made of.
+    pub fn resident_bytes(&self, blocks: usize) -> u64 {
+        self.blocks[..blocks].iter().fold(self.least, |bytes, b| bytes + b.bytes - b.replaces)
+    }
+
+    /// Where the first `blocks` blocks end in the file.
+    pub fn file_bytes(&self, blocks: usize) -> u64 {
+        self.blocks[..blocks].last().map_or(self.end, |b| b.range.end)
+    }
+
+    /// The loss with the first `blocks` blocks: what was measured, and between that, in proportion to the bytes.
+    pub fn kl(&self, blocks: usize) -> Option<f32> {
+        let next = self.curve.iter().position(|p| p.blocks >= blocks)?;
+        let b = self.curve[next];
+        let Some(a) = next.checked_sub(1).map(|i| self.curve[i]).filter(|_| b.blocks > blocks) else {
+            return (b.blocks == blocks).then_some(b.kl);
+        };
+        let at = |n| self.file_bytes(n) as f32;
+        let share = (at(blocks) - at(a.blocks)) / (at(b.blocks) - at(a.blocks)).max(1.0);
+        Some(a.kl + share * (b.kl - a.kl))
+    }
+
+    /// What block `i` takes the place of.
+    pub fn older(&self, i: usize) -> Option<&PackedInfo> {
+        let block = &self.blocks[i];
+        block.before.map_or_else(|| self.first.get(&block.matrix), |i| Some(&self.blocks[i].info))
+    }
+
+    /// Tensors of all versions of matrices but those in `used`.
+    pub(super) fn idle(&self, used: &HashMap<String, PackedInfo>) -> HashSet<String> {
+        let all = self.first.iter().chain(self.blocks.iter().map(|b| (&b.matrix, &b.info)));
+        let idle = all.filter(|(matrix, info)| used.get(*matrix).is_none_or(|now| now.name != info.name));
+        idle.flat_map(|(_, info)| info.tensors()).map(|(name, _, _)| name).collect()
+    }
+
+    /// Announces a stack in a file that is being written: its blocks, whose tensors are to come behind all others, and room
+    /// for a curve with so many points.
+    ///
+    /// # Errors
+    /// As [`GgufWriter::set`].
+    pub fn announce(writer: &mut GgufWriter, blocks: &[PackedInfo], points: &[usize]) -> Result<()> {
+        let lines: Vec<String> = blocks.iter().map(PackedInfo::line).collect();
+        let points: Vec<u32> = points.iter().map(|p| *p as u32).collect();
+        let none = vec![f32::NAN; points.len()];
+        writer.set(FEATURES_KEY, [FEATURE.to_owned()].as_slice())?;
+        writer.set(BLOCKS_KEY, lines.as_slice())?;
+        writer.set(CURVE_KEYS[0], points.as_slice())?;
+        writer.set(CURVE_KEYS[1], none.as_slice())?;
+        writer.set(CURVE_KEYS[2], none.as_slice())?;
+        Ok(())
+    }
+
+    /// Writes what was measured into the room made by [`announce`](Self::announce), before checksums are sealed.
+    ///
+    /// # Errors
+    /// As [`GgufStream::patch`].
+    pub fn store_curve(out: &mut GgufStream, curve: &[Point]) -> Result<()> {
+        out.patch(CURVE_KEYS[1], curve.iter().map(|p| p.kl).collect::<Vec<_>>().as_slice())?;
+        out.patch(CURVE_KEYS[2], curve.iter().map(|p| p.error).collect::<Vec<_>>().as_slice())
+    }
+}
+
+/// The measured points, those that are finite.
+fn curve(gguf: &Gguf<'_>, blocks: usize) -> Result<Vec<Point>> {
+    let numbers =
+        |key| -> Result<Vec<f32>, GgufError> { Ok(gguf.f32_array(key)?.into_iter().flatten().collect()) };
+    let at: Vec<u32> = gguf.u32_array(CURVE_KEYS[0])?.into_iter().flatten().collect();
+    let (kl, error) = (numbers(CURVE_KEYS[1])?, numbers(CURVE_KEYS[2])?);
+    let ascending = at.is_sorted_by(|a, b| a < b) && at.last().is_none_or(|last| *last as usize <= blocks);
+    if !ascending || kl.len() != at.len() || error.len() != at.len() {
+        return Err(Error::Packed("the curve of its stack is none; the file is damaged".into()));
+    }
+    let points =
+        at.iter().zip(kl).zip(error).map(|((at, kl), error)| Point { blocks: *at as usize, kl, error });
+    Ok(points.filter(|p| p.kl.is_finite() && p.error.is_finite()).collect())
+}
+
+/// The names of a file's blocks, sorted: their tensors may be missing.
+pub(super) fn block_names<'a>(gguf: &Gguf<'a>) -> Result<Vec<&'a str>, GgufError> {
+    let lines = gguf.str_array(BLOCKS_KEY)?.into_iter().flatten();
+    let mut names: Vec<&str> = lines.filter_map(|line| line.split(' ').next()).collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Whether a tensor belongs to one of the [`block_names`].
+pub(super) fn is_of_block(names: &[&str], tensor: &str) -> bool {
+    tensor.rsplit_once('.').is_some_and(|(name, _)| names.binary_search(&name).is_ok())
+}
