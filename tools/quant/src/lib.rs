@@ -16,6 +16,7 @@ mod loss;
 mod mix;
 mod pack;
 mod plan;
+mod stack;
 mod tile;
 
 pub use calibrate::{CalibrateJob, Fits, HlqCd};
@@ -26,3 +27,4 @@ pub use loss::Loss;
 pub use mix::{Opened, mix};
 pub use pack::{PackJob, file_bytes, pack_in_memory, pack_to_file};
 pub use plan::{Bits, Matrix, PackOptions, Plan};
+pub use stack::{Measure, StackJob, StackPlan, stack_to_file};

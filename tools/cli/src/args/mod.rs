@@ -14,8 +14,8 @@ mod verbs;
 pub use shared::{Bits, CacheType, EngineArgs, Limit, ModelArgs, SamplingArgs, Seed};
 pub use verbs::{
     BenchArgs, BenchFormat, ChatArgs, DoctorArgs, EvalArgs, ExportArgs, FloatType, InspectArgs, KernelPath,
-    KlArgs, ListArgs, ListFormat, Method, Params, PerplexityArgs, Protocol, PullArgs, QuantizeArgs, RmArgs,
-    RunArgs, Synthetic, TalkArgs, TextArgs, VerifyArgs,
+    KlArgs, Levels, ListArgs, ListFormat, Method, Params, PerplexityArgs, Protocol, PullArgs, QuantizeArgs,
+    RmArgs, RunArgs, Synthetic, TalkArgs, TextArgs, VerifyArgs,
 };
 
 use crate::places;

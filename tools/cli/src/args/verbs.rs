@@ -152,6 +152,11 @@ pub struct QuantizeArgs {
     /// The same by bits per weight, over all matrices
     #[arg(long, value_name = "BITS", conflicts_with_all = ["bits", "head_bits"])]
     pub target_bpw: Option<BitsPerWeight>,
+    /// One file for all sizes: the model with the first of these numbers of planes, and blocks that bring it up to the last,
+    /// the most useful first
+    #[arg(long, value_name = "BITS,..", num_args = 0..=1, default_missing_value = "2,3,4,exact",
+        require_equals = true, conflicts_with_all = ["bits", "head_bits", "target_size", "target_bpw", "method", "imatrix", "keep"])]
+    pub stack: Option<Levels>,
     /// Keep the result though it lost much more than was predicted for its size
     #[arg(long)]
     pub keep: bool,
@@ -216,6 +221,28 @@ impl FromStr for Size {
             return Ok(Size(bytes as u64));
         }
         Err("a number of bytes such as 60M, 1.5G or 700MiB".into())
+    }
+}
+
+/// Numbers of planes, ascending.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Levels(pub Vec<Bits>);
+
+impl FromStr for Levels {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let levels: Vec<Bits> = text.split(',').map(str::parse).collect::<Result<_, _>>()?;
+        let rank = |bits: &Bits| match bits {
+            Bits::Exact => u32::MAX,
+            Bits::Planes(planes) => u32::from(*planes),
+        };
+        let ascending = levels.is_sorted_by(|a, b| rank(a) < rank(b));
+        let known = levels.iter().all(|bits| matches!(rank(bits), 2..=6 | 8 | u32::MAX));
+        if levels.len() < 2 || !ascending || !known {
+            return Err("two or more of 2, 3, 4, 5, 6, 8 and exact, ascending, such as 2,3,4,exact".into());
+        }
+        Ok(Levels(levels))
     }
 }
 

@@ -14,4 +14,5 @@ pub(crate) mod pull;
 pub(crate) mod quantize;
 pub(crate) mod rm;
 pub(crate) mod run;
+mod stack;
 pub(crate) mod verify;

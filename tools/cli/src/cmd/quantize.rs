@@ -16,7 +16,7 @@ use lutite_quant::calibrate::Method as _;
 use lutite_quant::{Bits, CalibrateJob, Fits, HlqCd, Imatrix, Loss, PackOptions, Plan, calibrate};
 use lutite_runtime::os::{map::Map, memory};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -33,6 +33,9 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
         },
         ..PackOptions::exact()
     };
+    if let Some(levels) = &args.stack {
+        return super::stack::quantize(args, &source, &options, levels);
+    }
     let imatrix = match &args.imatrix {
         None => None,
         Some(file) => {
@@ -70,13 +73,12 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     if method == Method::Als && args.calib.is_some() {
         anyhow::bail!("--method als does not read a text; leave --calib out, or use --method cd");
     }
-    let work = args.work.clone().unwrap_or_else(|| {
-        let mut name = args.out_file.clone().into_os_string();
-        name.push(".work");
-        name.into()
-    });
+    let work = work(args);
     let fits = match method {
-        Method::Cd if plan.fitted().next().is_some() => Some(fit(args, &source, &plan, hash, &work)?),
+        Method::Cd if plan.fitted().next().is_some() => {
+            let sequences = text(args, &source)?;
+            Some(fit(&source, &plan, hash, &sequences, &work, load::threads(args.threads))?)
+        }
         _ => None,
     };
     let packing = Packing {
@@ -137,29 +139,22 @@ fn judge(loss: &Loss, predicted: f64) -> Result<(), String> {
 /// Tokens of the calibration text that bits are shared out by.
 const LOOK: usize = 2048;
 
-/// Shares out bits, and says how.
-fn share(
+/// What every matrix costs; `check` sees them first with costs of 0, before anything is measured.
+pub(super) fn costs(
     args: &QuantizeArgs,
     source: &Source,
     options: &PackOptions,
-    size: Size,
-) -> anyhow::Result<Allocation> {
-    let name = source.path.display();
+    check: impl Fn(&[Sensitivity]) -> anyhow::Result<()>,
+) -> anyhow::Result<Vec<Sensitivity>> {
     let gguf = load::gguf(source)?;
     check_memory(&Config::read(&gguf)?)?;
-    let allocate = |sensitivities: &[Sensitivity]| {
-        let found = allocate(&gguf, options, sensitivities, size, HlqCd::default().name().as_str());
-        found.with_context(|| format!("cannot pack {name}"))
-    };
-    // An impossible size is said before anything is measured.
-    let plan = sensitivity::few(&gguf, options).with_context(|| format!("cannot pack {name}"))?;
-    allocate(&plan.fitted().map(|name| Sensitivity { name: name.to_owned(), kl: 0.0 }).collect::<Vec<_>>())?;
+    let plan =
+        sensitivity::few(&gguf, options).with_context(|| format!("cannot pack {}", source.path.display()))?;
+    check(&plan.fitted().map(|name| Sensitivity { name: name.to_owned(), kl: 0.0 }).collect::<Vec<_>>())?;
     let threads = load::threads(args.threads);
     let tokens = LOOK.min(args.calib_tokens.get() as usize);
     let calibration = calib::sequences(source, args.calib.as_deref(), tokens, threads)?;
-    let probe = Probe::new(source, &plan, &calibration, threads)?;
-    let each = probe.each(&plan)?;
-    let found = allocate(&each)?;
+    let each = Probe::new(source, &plan, &calibration, threads)?.each(&plan)?;
     let (layers, head): (Vec<_>, Vec<_>) = each.iter().partition(|s| s.name.starts_with("blk."));
     let sum = |some: Vec<&Sensitivity>| some.iter().map(|s| s.kl).sum::<f64>();
     ui::note(format_args!(
@@ -167,6 +162,22 @@ fn share(
         sum(layers),
         sum(head)
     ));
+    Ok(each)
+}
+
+/// Shares out bits, and says how.
+fn share(
+    args: &QuantizeArgs,
+    source: &Source,
+    options: &PackOptions,
+    size: Size,
+) -> anyhow::Result<Allocation> {
+    let gguf = load::gguf(source)?;
+    let allocate = |sensitivities: &[Sensitivity]| {
+        let found = allocate(&gguf, options, sensitivities, size, HlqCd::default().name().as_str());
+        found.with_context(|| format!("cannot pack {}", source.path.display()))
+    };
+    let found = allocate(&costs(args, source, options, |all| allocate(all).map(|_| ()))?)?;
     let mut counts = BTreeMap::new();
     for bits in found.options.each.values() {
         let planes = match bits {
@@ -202,19 +213,32 @@ fn check_memory(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The folder for what is finished.
+pub(super) fn work(args: &QuantizeArgs) -> PathBuf {
+    args.work.clone().unwrap_or_else(|| {
+        let mut name = args.out_file.clone().into_os_string();
+        name.push(".work");
+        name.into()
+    })
+}
+
+/// The text to calibrate with.
+pub(super) fn text(args: &QuantizeArgs, source: &Source) -> anyhow::Result<Vec<Vec<u32>>> {
+    check_memory(&Config::read(&load::gguf(source)?)?)?;
+    let tokens = args.calib_tokens.get() as usize;
+    calib::sequences(source, args.calib.as_deref(), tokens, load::threads(args.threads))
+}
+
 /// Fits with the inputs that matrices get from a text.
-fn fit(
-    args: &QuantizeArgs,
+pub(super) fn fit(
     source: &Source,
     plan: &Plan<'_>,
     hash: u64,
+    sequences: &[Vec<u32>],
     work: &Path,
+    threads: usize,
 ) -> anyhow::Result<Fits> {
-    let threads = load::threads(args.threads);
     let gguf = load::gguf(source)?;
-    check_memory(&Config::read(&gguf)?)?;
-    let sequences =
-        calib::sequences(source, args.calib.as_deref(), args.calib_tokens.get() as usize, threads)?;
     let tokens: usize = sequences.iter().map(Vec::len).sum();
     let bar = Mutex::new(None);
     let progress = |p: calibrate::Progress| {
@@ -231,7 +255,7 @@ fn fit(
             source: &gguf,
             file: &source.file,
             name: &format!("{hash:016x}"),
-            sequences: &sequences,
+            sequences,
             method: &HlqCd::default(),
             folder: work,
             isa: Isa::from_env()?,

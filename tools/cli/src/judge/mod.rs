@@ -2,6 +2,7 @@
 
 pub mod base;
 pub mod choices;
+pub(crate) mod curve;
 pub(crate) mod loss;
 pub mod protocol;
 pub mod score;
