@@ -91,7 +91,9 @@ struct State {
     /// Blocks that will be in use once everything pending is.
     read: usize,
     pending: VecDeque<Change>,
+    /// What was replaced, to be dropped; and whether some of it is being dropped.
     retired: Vec<Loaded>,
+    dropping: bool,
     /// Bytes that versions may take.
     limit: Option<u64>,
     failure: Option<String>,
@@ -235,16 +237,17 @@ impl Handle {
         self.0.home.account()
     }
 
-    /// Waits until what is wanted is in use, what was replaced is gone, or it is clear that it will not be; at most `time`. Says
-    /// whether it is.
+    /// Waits until what is wanted is in use, or as much of it as there can be, and what was replaced is gone; at most `time`.
+    /// Says whether it is what was wanted.
     pub fn wait(&self, time: Duration) -> bool {
         let end = Instant::now() + time;
         let mut state = self.0.lock();
         loop {
-            let done = state.now == state.target() && state.read == state.now && state.retired.is_empty();
+            let settled = state.read == state.now && state.retired.is_empty() && !state.dropping;
+            let done = settled && state.now == state.target();
             let left = end.saturating_duration_since(Instant::now());
-            if done || state.failure.is_some() || left.is_zero() {
-                return done;
+            if done || left.is_zero() {
+                return done && state.failure.is_none();
             }
             let waited = self.0.changed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;

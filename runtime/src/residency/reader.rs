@@ -20,15 +20,17 @@ pub(super) fn run(shared: &Shared, host: &impl Host) {
         if state.stop {
             return;
         }
+        shared.look_for_blocks(&mut state);
+        turn_back(&mut state);
         if !state.retired.is_empty() {
             let retired = std::mem::take(&mut state.retired);
+            state.dropping = true;
             drop(state);
             drop(retired);
+            shared.lock().dropping = false;
             shared.changed.notify_all();
             continue;
         }
-        shared.look_for_blocks(&mut state);
-        turn_back(&mut state);
         let target = state.target();
         if state.read == target {
             if state.pending.is_empty() {
