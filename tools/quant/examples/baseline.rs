@@ -16,11 +16,11 @@ use lutite_kernels::pack::ParamKind;
 use lutite_models::Tokenizer;
 use lutite_quant::als::FitSpec;
 use lutite_quant::calibrate::{self, Method, Target, calibrate};
-use lutite_quant::cd::{self, Calibrated, Inputs, Nesting};
+use lutite_quant::cd::Calibrated;
 use lutite_quant::gram::Gram;
 use lutite_quant::{Bits, CalibrateJob, HlqCd, PackJob, PackOptions, Plan, pack_to_file};
 use lutite_runtime::os::map::Map;
-use lutite_runtime::store::{Bytes, Gguf, ModelFile};
+use lutite_runtime::store::{Bytes, ModelFile};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
@@ -52,64 +52,6 @@ impl Method for &Both {
     }
 }
 
-/// Planes on top of those of a file that has one less; or the base of such a stack.
-struct Nested {
-    lower: Option<Map>,
-    ahead: Vec<f32>,
-}
-
-impl Nested {
-    /// `nested[:LOWER[:WEIGHT,..]]`
-    fn new(words: &str) -> Result<Nested, Box<dyn Error>> {
-        let mut words = words.split(':');
-        let lower = words
-            .next()
-            .filter(|path| !path.is_empty())
-            .map(|path| Map::open(Path::new(path)))
-            .transpose()?;
-        let ahead =
-            words.next().into_iter().flat_map(|w| w.split(',')).map(str::parse).collect::<Result<_, _>>()?;
-        Ok(Nested { lower, ahead })
-    }
-
-    /// The codes of a matrix in the file.
-    fn codes(&self, t: &Target<'_>, n: usize) -> lutite_quant::Result<Option<Vec<u8>>> {
-        let Some(lower) = &self.lower else { return Ok(None) };
-        let gguf = Gguf::parse(lower)?;
-        let mut codes = vec![0; t.w.len()];
-        for p in 0..t.spec.planes - 1 {
-            let plane = gguf.require(&format!("{}.p{p}", t.name))?.data;
-            for (i, code) in codes.iter_mut().enumerate() {
-                let (r, c) = (i / n, i % n);
-                let byte = (r / 32 * n.div_ceil(8) + c / 8) * 32 + 2 * (r % 16) + r % 32 / 16;
-                *code |= (plane[byte] >> (c % 8) & 1) << p;
-            }
-        }
-        Ok(Some(codes))
-    }
-}
-
-impl Method for Nested {
-    fn name(&self) -> String {
-        "nested".into()
-    }
-
-    fn beside(&self) -> bool {
-        true
-    }
-
-    fn fit(&self, isa: Isa, gram: &Gram, targets: &[Target<'_>]) -> lutite_quant::Result<Vec<Calibrated>> {
-        let fit = |t: &Target<'_>| {
-            let inputs = Inputs::new(isa, gram, t.spec.group)?;
-            let w = inputs.shifted(isa, t.w, gram, 0.25)?;
-            let lower = self.codes(t, gram.n())?;
-            let nesting = Nesting { lower: lower.as_deref(), ahead: &self.ahead };
-            Ok(cd::fit_nested(isa, &w, &inputs, &t.spec, nesting)?.swap_remove(0))
-        };
-        targets.iter().map(fit).collect()
-    }
-}
-
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [method, model, out, bits, group, text, tokens] = args.as_slice() else {
@@ -122,7 +64,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         "rtn" => (Box::new(Baseline::Rtn), ParamKind::Hlq16),
         "cd" => (Box::new(HlqCd::default()), ParamKind::Hlq8),
         "cd0" => (Box::new(HlqCd { shift: 0 }), ParamKind::Hlq8),
-        nested if nested.starts_with("nested:") => (Box::new(Nested::new(&nested[7..])?), ParamKind::Hlq8),
         "both" => (Box::new(&both), ParamKind::Hlq8),
         other => return Err(format!("no method {other}").into()),
     };

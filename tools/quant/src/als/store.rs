@@ -92,72 +92,30 @@ impl Steps {
     }
 }
 
-/// Another numbering of the same levels: a flipped bit turns `(z, s)` into `(z + s, -s)`.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Renumbering {
-    /// Which plane becomes plane `p`.
-    from: [u8; MAX_COEFS - 1],
-    /// Planes, as they become, whose bits are flipped.
-    flips: u8,
-    planes: usize,
-}
-
-impl Renumbering {
-    /// Planes in the order of their magnitudes, and `z` the level nearest to zero. That makes a row's groups alike and `z`
-    /// small, so that int8 steps are small.
-    pub(crate) fn canonical<const Q: usize>(c: &Coefs) -> Renumbering {
-        let mut from = [0; MAX_COEFS - 1];
-        from.iter_mut().zip(0..).for_each(|(from, p)| *from = p);
-        let scale = |p: u8| c[1 + usize::from(p)];
-        from[..Q].sort_by(|a, b| scale(*a).abs().total_cmp(&scale(*b).abs()));
-        let mut levels = [c[0]; MAX_LEVELS];
-        for (p, from) in from[..Q].iter().enumerate() {
-            for code in 0..1 << p {
-                levels[code | 1 << p] = levels[code] + scale(*from);
-            }
-        }
-        let mut nearest = 0;
-        for code in 1..1 << Q {
-            if levels[code].abs() < levels[nearest].abs() {
-                nearest = code;
-            }
-        }
-        Renumbering { from, flips: nearest as u8, planes: Q }
-    }
-
-    /// The last of `planes` planes flipped, if that brings `z` nearer to zero; all others as they are.
-    pub(crate) fn of_last(c: &Coefs, planes: usize) -> Renumbering {
-        let mut from = [0; MAX_COEFS - 1];
-        from.iter_mut().zip(0..).for_each(|(from, p)| *from = p);
-        let nearer = (c[0] + c[planes]).abs() < c[0].abs();
-        Renumbering { from, flips: u8::from(nearer) << (planes - 1), planes }
-    }
-
-    /// The coefficients; of further planes too, which stay what they are.
-    pub(crate) fn coefs(&self, c: &Coefs) -> Coefs {
-        let mut out = *c;
-        for (p, from) in self.from[..self.planes].iter().enumerate() {
-            out[p + 1] = c[1 + usize::from(*from)];
-            if self.flips >> p & 1 == 1 {
-                out[0] += out[p + 1];
-                out[p + 1] = -out[p + 1];
-            }
-        }
-        out
-    }
-
-    /// The code of the level that had `code`.
-    pub(crate) fn code(&self, code: u8) -> u8 {
-        let planes = self.from[..self.planes].iter().enumerate();
-        let low = planes.fold(0, |low, (p, from)| low | (code >> from & 1) << p);
-        let above = if self.planes < 8 { code >> self.planes << self.planes } else { 0 };
-        above | low ^ self.flips
-    }
-}
-
-/// Coefficients in the numbering of [`Renumbering::canonical`].
+/// The same levels with planes in the order of their magnitudes and `z` the level nearest to zero: a flipped bit
+/// turns `(z, s)` into `(z + s, -s)`. That makes a row's groups alike and `z` small, so that int8 steps are small.
 pub(crate) fn canonical<const Q: usize>(c: &Coefs) -> Coefs {
-    Renumbering::canonical::<Q>(c).coefs(c)
+    let mut out = *c;
+    out[1..=Q].sort_by(|a, b| a.abs().total_cmp(&b.abs()));
+    let mut levels = [out[0]; MAX_LEVELS];
+    for p in 0..Q {
+        for code in 0..1 << p {
+            levels[code | 1 << p] = levels[code] + out[p + 1];
+        }
+    }
+    let mut nearest = 0;
+    for code in 1..1 << Q {
+        if levels[code].abs() < levels[nearest].abs() {
+            nearest = code;
+        }
+    }
+    out[0] = levels[nearest];
+    for p in 0..Q {
+        if nearest >> p & 1 == 1 {
+            out[p + 1] = -out[p + 1];
+        }
+    }
+    out
 }
 
 /// The best storable coefficients found from `start` on, and the codes of `g` under them.

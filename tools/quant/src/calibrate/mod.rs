@@ -37,8 +37,6 @@ use stream::Stream;
 /// A matrix that is to be fitted.
 #[derive(Clone, Copy, Debug)]
 pub struct Target<'a> {
-    /// Without `.weight`.
-    pub name: &'a str,
     /// `[rows][n]`
     pub w: &'a [f32],
     /// What it becomes.
@@ -329,7 +327,7 @@ impl<'a> Run<'a> {
             let mut w = zeros(rows.len() * dim, "weights")?;
             dequantize_row(head.source.ty, &head.source.row_bytes(rows), &mut w)
                 .map_err(|e| Error::Tensor { name: info.name.clone(), why: e.to_string() })?;
-            let targets = [Target { name: &info.name, w: &w, spec: spec(&some) }];
+            let targets = [Target { w: &w, spec: spec(&some) }];
             for fit in self.job.method.fit(self.job.isa, &gram, &targets)? {
                 // Parts are made of tiles of rows, one behind the other.
                 for (all, part) in parts.iter_mut().zip(tile::pack_fitted(&some, &fit.fitted)?) {
@@ -406,9 +404,8 @@ impl<'a> Run<'a> {
         gram.finish();
         let weights =
             parts.iter().map(|(part, _)| self.blocks.matrix(part)).collect::<Result<Vec<_>, _>>()?;
-        let infos = parts.iter().map(|(_, info)| *info).zip(&weights);
         let targets: Vec<Target<'_>> =
-            infos.map(|(info, w)| Target { name: &info.name, w, spec: spec(info) }).collect();
+            parts.iter().zip(&weights).map(|((_, info), w)| Target { w, spec: spec(info) }).collect();
         let fits = self.job.method.fit(self.job.isa, &gram, &targets)?;
         for ((part, info), fit) in parts.iter().zip(fits) {
             let packed = tile::pack_fitted(info, &fit.fitted)?;

@@ -139,7 +139,7 @@ impl Inputs {
 impl Inputs {
     /// What weights would have to be to give, on these inputs, the outputs that `w` gives on the reference inputs: `w` moved
     /// by `share` of `w (C - H) inv(H)`, with `C = sum r x^T` (GPTAQ, arXiv 2504.02692, as a shift of the target).
-    pub fn shifted(&self, isa: Isa, w: &[f32], gram: &Gram, share: f32) -> Result<Vec<f32>> {
+    pub(crate) fn shifted(&self, isa: Isa, w: &[f32], gram: &Gram, share: f32) -> Result<Vec<f32>> {
         let n = self.n;
         let Some(cross) = gram.cross() else { return Ok(w.to_vec()) };
         // Transposed, as products want it.

@@ -15,34 +15,30 @@
 
 mod group;
 mod inputs;
-mod precision;
 #[cfg(test)]
 mod tests;
 
 pub use inputs::Inputs;
 
+use crate::als::group::Coefs;
+use crate::als::store::{Steps, canonical};
 use crate::als::{FitSpec, Fitted, check};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gram::zeros;
-use group::{View, assign_for_all};
+use group::{GroupOfRow, Levels, Worker};
 use lutite_kernels::isa::Isa;
-use lutite_kernels::pack::{MAX_PLANES, ParamKind};
 use lutite_kernels::plain::dots_of;
-use precision::{Precision, Size, precision};
 use rayon::prelude::*;
 
 /// Rows that go through all steps together, so that `H` is read once for all of them.
 const ROWS: usize = 48;
-
-/// Times that coefficients and codes are improved in turn at each visit.
-const TURNS: usize = 2;
 
 /// Sweeps before coefficients are made storable, and after it.
 const FREE_SWEEPS: usize = 2;
 const STORED_SWEEPS: usize = 3;
 
 /// A fitted matrix.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Calibrated {
     /// Its codes and parameters.
     pub fitted: Fitted,
@@ -52,51 +48,27 @@ pub struct Calibrated {
     pub whole: f64,
 }
 
-/// What a matrix is fitted to beside [`FitSpec`]: the codes that it has to build on, and the precisions to look ahead to.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Nesting<'a> {
-    /// Codes of all planes but the highest of [`FitSpec::planes`], `[rows][n]`; they stay as they are.
-    pub lower: Option<&'a [u8]>,
-    /// What the errors of one plane more, of two more, and so on count, when those of [`FitSpec::planes`] count 1.
-    pub ahead: &'a [f32],
-}
-
 /// Fits `w`, `[rows][n]`, for its inputs. `spec.group` must be what `inputs` were made for; `spec.iterations` is not used.
 ///
 /// # Errors
 /// As [`crate::als::fit_rows`].
 pub fn fit(isa: Isa, w: &[f32], inputs: &Inputs, spec: &FitSpec) -> Result<Calibrated> {
-    let mut all = fit_nested(isa, w, inputs, spec, Nesting::default())?;
-    all.pop().ok_or_else(|| Error::Options("no precision".into()))
+    check(w, inputs.n, None, spec)?;
+    match spec.planes {
+        1 => all::<1>(isa, w, inputs, spec),
+        2 => all::<2>(isa, w, inputs, spec),
+        3 => all::<3>(isa, w, inputs, spec),
+        4 => all::<4>(isa, w, inputs, spec),
+        5 => all::<5>(isa, w, inputs, spec),
+        6 => all::<6>(isa, w, inputs, spec),
+        7 => all::<7>(isa, w, inputs, spec),
+        _ => all::<8>(isa, w, inputs, spec),
+    }
 }
 
-/// Fits `w` as [`fit`] does, for several precisions at once: of `spec.planes` planes, and of as many more as `nesting` looks
-/// ahead. Each has coefficients of its own; its codes are the lowest bits of those of the next.
-///
-/// # Errors
-/// As [`fit`]; lower codes of another size than `w`'s, or too many planes.
-pub fn fit_nested(
-    isa: Isa,
-    w: &[f32],
-    inputs: &Inputs,
-    spec: &FitSpec,
-    nesting: Nesting<'_>,
-) -> Result<Vec<Calibrated>> {
-    check(w, inputs.n, None, spec)?;
-    if spec.planes + nesting.ahead.len() > MAX_PLANES {
-        let planes = spec.planes + nesting.ahead.len();
-        return Err(Error::Options(format!("{planes} planes are not possible; 1 to {MAX_PLANES}")));
-    }
-    if let Some(lower) = nesting.lower
-        && (lower.len() != w.len() || spec.planes < 2)
-    {
-        let why = format!("{} codes to build on, for {} weights", lower.len(), w.len());
-        return Err(Error::Options(why));
-    }
-    let at_once = ROWS * inputs.n;
-    let parts = w.par_chunks(at_once).enumerate().map(|(i, w)| {
-        let lower = nesting.lower.map(|lower| &lower[i * at_once..][..w.len()]);
-        let mut tile = Tile::new(isa, inputs, w, spec, Nesting { lower, ..nesting })?;
+fn all<const Q: usize>(isa: Isa, w: &[f32], inputs: &Inputs, spec: &FitSpec) -> Result<Calibrated> {
+    let parts = w.par_chunks(ROWS * inputs.n).map(|w| {
+        let mut tile = Tile::<Q>::new(isa, inputs, w, spec)?;
         tile.start()?;
         for _ in 0..FREE_SWEEPS {
             tile.sweep()?;
@@ -105,65 +77,74 @@ pub fn fit_nested(
         for _ in 0..STORED_SWEEPS {
             tile.sweep()?;
         }
-        tile.finish()
+        let undamped = |e: &[f32]| -> Result<f64> {
+            let squares: f64 = e.iter().map(|e| f64::from(*e).powi(2)).sum();
+            Ok(tile.error(e)? - f64::from(inputs.damping) * squares)
+        };
+        Ok((tile.fitted(), undamped(&tile.e)?, undamped(&tile.w)?))
     });
-    let mut out = vec![Calibrated::default(); 1 + nesting.ahead.len()];
-    for part in parts.collect::<Result<Vec<_>>>()? {
-        for (out, part) in out.iter_mut().zip(part) {
-            out.fitted.codes.extend(part.fitted.codes);
-            out.fitted.params.extend(part.fitted.params);
-            out.fitted.row_scales.extend(part.fitted.row_scales);
-            out.error += part.error;
-            out.whole += part.whole;
-        }
+    let mut out = Calibrated { fitted: Fitted::default(), error: 0.0, whole: 0.0 };
+    for (fitted, error, whole) in parts.collect::<Result<Vec<_>>>()? {
+        out.fitted.codes.extend(fitted.codes);
+        out.fitted.params.extend(fitted.params);
+        out.fitted.row_scales.extend(fitted.row_scales);
+        out.error += error;
+        out.whole += whole;
     }
     Ok(out)
 }
 
 /// Some rows on their way, columns by position.
-struct Tile<'a> {
+struct Tile<'a, const Q: usize> {
     isa: Isa,
     inputs: &'a Inputs,
-    kind: ParamKind,
+    spec: FitSpec,
     /// `[rows][n]`
     w: Vec<f32>,
-    /// `[rows][n]`, of the most planes; fewer planes are its lowest bits.
+    /// `[rows][n]`, `Q - W`.
+    e: Vec<f32>,
+    /// `[rows][n]`
     codes: Vec<u8>,
-    /// The lowest planes of the codes, which stay as they are.
-    frozen: usize,
-    /// Ascending by planes, one plane more each.
-    precisions: Vec<Box<dyn Precision>>,
-    /// What each precision's errors count.
-    weights: Vec<f32>,
+    /// `[rows][spans]`
+    coefs: Vec<Coefs>,
+    /// What each row's coefficients are rounded to, once they are; and whether that has not been done yet.
+    steps: Option<(Vec<Steps>, bool)>,
+    worker: Worker<Q>,
 }
 
-impl<'a> Tile<'a> {
-    fn new(isa: Isa, inputs: &'a Inputs, w: &[f32], spec: &FitSpec, nesting: Nesting<'_>) -> Result<Self> {
+impl<'a, const Q: usize> Tile<'a, Q> {
+    fn new(isa: Isa, inputs: &'a Inputs, w: &[f32], spec: &FitSpec) -> Result<Self> {
         let n = inputs.n;
-        let size = Size { rows: w.len() / n, n, spans: inputs.spans.len(), group: spec.group };
-        let precisions = (0..=nesting.ahead.len()).map(|more| precision(spec.planes + more, size));
-        let by_position =
-            |all: &[u8]| all.chunks_exact(n).flat_map(|row| inputs.columns.iter().map(|c| row[*c])).collect();
-        let frozen = if nesting.lower.is_some() { spec.planes - 1 } else { 0 };
+        let rows = w.len() / n;
+        let w = w.chunks_exact(n).flat_map(|row| inputs.columns.iter().map(|c| row[*c])).collect();
         Ok(Tile {
             isa,
             inputs,
-            kind: spec.kind,
-            w: w.chunks_exact(n).flat_map(|row| inputs.columns.iter().map(|c| row[*c])).collect(),
-            codes: nesting.lower.map_or_else(|| vec![0; w.len()], by_position),
-            frozen,
-            precisions: precisions.collect::<Result<_>>()?,
-            weights: [1.0].iter().chain(nesting.ahead).copied().collect(),
+            spec: *spec,
+            w,
+            e: zeros(rows * n, "errors of a tile")?,
+            codes: vec![0; rows * n],
+            coefs: vec![Coefs::default(); rows * inputs.spans.len()],
+            steps: None,
+            worker: Worker::new(spec.group),
         })
     }
 
-    /// Fits one group after the other; each precision on the codes of the one before.
+    /// Fits one group after the other.
     fn start(&mut self) -> Result<()> {
-        let Tile { isa, inputs, w, codes, frozen, precisions, .. } = self;
-        for (i, precision) in precisions.iter_mut().enumerate() {
-            let on_lower = i > 0 || *frozen > 0;
-            for s in (0..inputs.spans.len()).rev() {
-                precision.start(*isa, inputs, s, w, codes, on_lower)?;
+        let Tile { inputs, w, e, codes, coefs, worker, .. } = self;
+        let (n, spans) = (inputs.n, inputs.spans.len());
+        for (s, span) in inputs.spans.iter().enumerate().rev() {
+            // Errors of groups that are not rounded yet, this one's included, are 0.
+            let carried = product(self.isa, &inputs.upper[span.at.start * n..span.at.end * n], n, e)?;
+            for (r, carried) in carried.chunks_exact(span.at.len()).enumerate() {
+                let at = r * n + span.at.start..r * n + span.at.end;
+                let c = worker.start(span, &w[at.clone()], carried, &mut codes[at.clone()]);
+                let levels = Levels::<Q>::new(&c);
+                for j in at {
+                    e[j] = levels.of(codes[j]) - w[j];
+                }
+                coefs[r * spans + s] = c;
             }
         }
         Ok(())
@@ -171,63 +152,39 @@ impl<'a> Tile<'a> {
 
     /// Improves one group after the other, all others given.
     fn sweep(&mut self) -> Result<()> {
-        let Tile { isa, inputs, w, codes, frozen, precisions, weights, .. } = self;
-        let n = inputs.n;
+        let Tile { inputs, w, e, codes, coefs, steps, worker, .. } = self;
+        let (n, spans) = (inputs.n, inputs.spans.len());
         for (s, span) in inputs.spans.iter().enumerate().rev() {
-            precisions.iter_mut().try_for_each(|p| p.open(*isa, inputs, s))?;
-            for (r, codes) in codes.chunks_exact_mut(n).enumerate() {
-                let codes = &mut codes[span.at.clone()];
-                for turn in 0..TURNS {
-                    precisions.iter_mut().for_each(|p| p.refit(span, s, r, codes, turn == 0));
-                    let changed = match &mut precisions[..] {
-                        [one] if *frozen == 0 => one.assign(span, r, codes),
-                        all => {
-                            let with_weights = all.iter_mut().zip(&*weights);
-                            let mut views: Vec<View<'_>> =
-                                with_weights.map(|(p, weight)| p.view(span, r, *weight)).collect();
-                            assign_for_all(span, codes, &mut views, *frozen)
-                        }
-                    };
-                    if !changed {
-                        break;
-                    }
-                }
-                precisions.iter_mut().for_each(|p| p.close(span, r, codes, &w[r * n..(r + 1) * n]));
+            let mut gradient = product(self.isa, &inputs.h[span.at.start * n..span.at.end * n], n, e)?;
+            for (r, gradient) in gradient.chunks_exact_mut(span.at.len()).enumerate() {
+                let at = r * n + span.at.start..r * n + span.at.end;
+                let c = &mut coefs[r * spans + s];
+                let (w, e, codes) = (&w[at.clone()], &mut e[at.clone()], &mut codes[at]);
+                let steps = steps.as_ref().map(|(steps, first)| (&steps[r], *first));
+                worker.improve(span, GroupOfRow { w, e, codes, c }, gradient, steps);
             }
         }
-        precisions.iter_mut().for_each(|p| p.swept());
+        if let Some((_, first)) = &mut self.steps {
+            *first = false;
+        }
         Ok(())
     }
 
     /// Decides what coefficients are rounded to; the next sweep rounds them.
     fn store(&mut self) {
-        let Tile { inputs, codes, frozen, precisions, .. } = self;
-        for r in 0..codes.len() / inputs.n {
-            for (s, span) in inputs.spans.iter().enumerate() {
-                let codes = &mut codes[r * inputs.n..][span.at.clone()];
-                // Planes are numbered anew where they are first open: for all precisions alike.
-                for i in 0..precisions.len() {
-                    let to = precisions[i].renumbering(r, s, i > 0 || *frozen > 0);
-                    codes.iter_mut().for_each(|code| *code = to.code(*code));
-                    precisions[i..].iter_mut().for_each(|p| p.renumber(r, s, &to));
-                }
+        let (n, spans) = (self.inputs.n, self.inputs.spans.len());
+        let rows = self.coefs.chunks_exact_mut(spans).zip(self.codes.chunks_exact_mut(n));
+        let steps = rows.map(|(coefs, codes)| {
+            for (c, span) in coefs.iter_mut().zip(&self.inputs.spans) {
+                let (before, next) = (Levels::<Q>::new(c), canonical::<Q>(c));
+                let after = Levels::<Q>::new(&next);
+                // The same levels by other codes.
+                codes[span.at.clone()].iter_mut().for_each(|code| *code = after.nearest(before.of(*code)));
+                *c = next;
             }
-        }
-        precisions.iter_mut().for_each(|p| p.store(self.kind));
-    }
-
-    /// What the file holds at each precision, and its errors.
-    fn finish(&self) -> Result<Vec<Calibrated>> {
-        let undamped = |e: &[f32]| -> Result<f64> {
-            let squares: f64 = e.iter().map(|e| f64::from(*e).powi(2)).sum();
-            Ok(self.error(e)? - f64::from(self.inputs.damping) * squares)
-        };
-        let whole = undamped(&self.w)?;
-        let calibrated = |p: &Box<dyn Precision>| {
-            let fitted = p.fitted(self.inputs, &self.codes);
-            Ok(Calibrated { fitted, error: undamped(p.errors())?, whole })
-        };
-        self.precisions.iter().map(calibrated).collect()
+            Steps::of_row::<Q>(coefs, self.spec.kind)
+        });
+        self.steps = Some((steps.collect(), true));
     }
 
     /// The objective for errors of the tile's rows, damping included.
@@ -239,6 +196,25 @@ impl<'a> Tile<'a> {
             sum += e.iter().zip(products).map(|(e, p)| f64::from(*e) * f64::from(*p)).sum::<f64>();
         })?;
         Ok(sum)
+    }
+
+    /// What the file holds, columns and groups in its order.
+    fn fitted(&self) -> Fitted {
+        let (n, spans) = (self.inputs.n, self.inputs.spans.len());
+        let mut out = Fitted { codes: vec![0; self.codes.len()], ..Fitted::default() };
+        let Some((steps, _)) = &self.steps else { return out };
+        let mut in_file = vec![0; spans];
+        (0..spans).for_each(|s| in_file[self.inputs.spans[s].index] = s);
+        for (r, steps) in steps.iter().enumerate() {
+            for (p, column) in self.inputs.columns.iter().enumerate() {
+                out.codes[r * n + column] = self.codes[r * n + p];
+            }
+            for s in &in_file {
+                steps.write::<Q>(&self.coefs[r * spans + s], &mut out.params);
+            }
+            steps.write_scales::<Q>(&mut out.row_scales);
+        }
+        out
     }
 }
 
