@@ -19,7 +19,7 @@ pub use arch::llama::blocks::{self, Blocks};
 pub use chat::{ChatError, ChatTemplate, Message};
 pub use error::{Error, Result};
 pub use linear::Ahead;
-pub use open::{Model, OpenOptions};
+pub use open::{Budget, Model, OpenOptions};
 pub use tokenizer::{Tokenizer, TokenizerError, TokenizerSpec, TokenizerWarning};
 pub use verify::verify;
 pub use weights::Path;

@@ -78,6 +78,8 @@ pub struct Budget {
     pub bytes: u64,
     /// The packed file, to read weights from.
     pub file: Arc<DataFile>,
+    /// Whether to begin with the least weights, and to become better while working; else what fits is read first.
+    pub at_once: bool,
 }
 
 /// A decoder of any family.
@@ -143,27 +145,30 @@ pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
             });
         }
     }
-    let (mut weights, mut start) = (weights, Begin { blocks: 0, limit: None });
-    if by_piece {
+    let rest = (need.kv.saturating_add(need.activations) as u64).saturating_add(loaded);
+    let mut begin = Begin { rest, ..Begin::default() };
+    let weights = if by_piece {
+        let stack = directory.stack();
         let home = match &o.budget {
             None => Home::Map(file.whole().ok_or_else(|| Error::Damaged("lies in several files".into()))?),
             Some(b) => Home::Memory { file: b.file.clone(), account: Arc::default() },
         };
-        start.blocks = directory.stack().present();
+        (begin.blocks, begin.wanted) = (stack.present(), stack.present());
         if let Some(b) = &o.budget {
-            let rest = (need.kv + need.activations) as u64 + loaded;
             let limit = b.bytes.saturating_sub(rest);
-            start.limit = Some(limit);
-            let fit = within(directory.stack(), limit);
-            start.blocks = start.blocks.min(fit.map_err(|_| Error::Memory {
+            let fit = within(stack, limit).map_err(|_| Error::Memory {
                 what: format!("a context of {context} positions, activations, and weights at their least"),
-                needed_mib: (rest + directory.stack().resident_bytes(0)).div_ceil(1 << 20),
+                needed_mib: rest.saturating_add(stack.resident_bytes(0)).div_ceil(1 << 20),
                 available_mib: b.bytes >> 20,
                 bound: "the budget".into(),
-            })?);
+            })?;
+            (begin.limit, begin.wanted) = (Some(limit), fit);
+            begin.blocks = if b.at_once { 0 } else { fit.min(stack.present()) };
         }
-        weights = weights.at(start.blocks, home, sums)?;
-    }
+        weights.at(begin.blocks, home, sums)?
+    } else {
+        weights
+    };
     let session = Session { isa: o.isa, pool, kv: shape, batch, ahead: o.ahead, exact: o.exact };
-    Llama::new(config, weights, session, &start)
+    Llama::new(config, weights, session, &begin)
 }

@@ -1,6 +1,6 @@
 //! Finds a model's tensors in its file, in whichever form the chosen path multiplies.
 
-use crate::arch::llama::Embedding;
+use crate::arch::llama::{Begin, Embedding};
 use crate::error::{Error, Result};
 use crate::linear::{How, Linear};
 use lutite_kernels::ggml::{GgmlError, GgmlType, dequantize_row};
@@ -57,14 +57,11 @@ impl<'a> Weights<'a> {
     }
 
     /// Hands its stack over to `host`, if versions come from a home.
-    pub(crate) fn residency(
-        self,
-        blocks: usize,
-        limit: Option<u64>,
-        host: impl Host + 'static,
-    ) -> Result<Option<Residency>> {
+    pub(crate) fn residency(self, begin: &Begin, host: impl Host + 'static) -> Result<Option<Residency>> {
         let Some((home, sums)) = self.home else { return Ok(None) };
-        let start = Start { gguf: self.gguf, directory: &self.packed, sums: &sums, home, blocks, limit };
+        let Begin { blocks, wanted, limit, .. } = *begin;
+        let (gguf, directory) = (self.gguf, &self.packed);
+        let start = Start { gguf, directory, sums: &sums, home, blocks, wanted, limit };
         Ok(Some(Residency::start(start, host)?))
     }
 

@@ -1,7 +1,7 @@
-//! Which blocks of a stacked file are in memory, while tokens are generated.
+//! Which versions of a stacked file's matrices are in memory, while tokens are generated.
 //!
-//! Resident is always a prefix of the stack. A thread of its own reads what is missing on the way to the wanted prefix, up or
-//! down: up, the next block's version; down, the version before the last block's. What it has read waits until no token is in
+//! Wanted is always a prefix of the stack. A thread of its own reads the versions that it asks for and that are not there, each
+//! matrix' last one only: upwards in the order of the stack, downwards against it. What it has read waits until no token is in
 //! flight; then all that waits is put in place at once, which exchanges a few pointers. Versions that were replaced are dropped by
 //! that thread, since giving memory back takes longer than a token may wait.
 //!
@@ -11,8 +11,8 @@
 //! reader:   drop what was replaced
 //! ```
 //!
-//! Memory of its own is never taken beyond the limit on the way up: a block is read only when there is room for it beside
-//! the version that it replaces. On the way down the version that takes over has to be read first; no more than one at a time then waits.
+//! Memory of its own is never taken beyond the limit on the way up: a version is read only when there is room for it beside
+//! the one that it replaces. On the way down the version that takes over has to be read first; few at a time then wait.
 
 mod home;
 mod reader;
@@ -23,7 +23,6 @@ pub use home::{Account, Home, Piece};
 
 use crate::error::{Error, Result};
 use crate::store::{Directory, Gguf, Loaded, Stack};
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -69,9 +68,7 @@ pub struct Handle(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     stack: Stack,
-    /// What blocks bring, and what they replace.
-    blocks: Vec<Piece>,
-    replaced: Vec<Piece>,
+    matrices: Vec<Matrix>,
     home: Home,
     state: Mutex<State>,
     /// Signalled with every change of `state`.
@@ -80,22 +77,41 @@ struct Shared {
     waiting: AtomicBool,
 }
 
+/// A matrix that blocks speak of.
+#[derive(Debug)]
+struct Matrix {
+    name: String,
+    /// From the least on.
+    versions: Vec<Piece>,
+    /// The block of each version but the least.
+    blocks: Vec<usize>,
+}
+
+impl Matrix {
+    /// The version that the first `blocks` blocks make.
+    fn version_at(&self, blocks: usize) -> usize {
+        self.blocks.partition_point(|b| *b < blocks)
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     /// Blocks that are wanted.
     wanted: usize,
     /// Blocks that are in the file.
     present: usize,
-    /// Blocks in use.
-    now: usize,
-    /// Blocks that will be in use once everything pending is.
-    read: usize,
-    pending: VecDeque<Change>,
+    /// The version in use of each matrix, and the one that will be once everything pending is in place.
+    now: Vec<usize>,
+    read: Vec<usize>,
+    pending: Vec<Change>,
     /// What was replaced, to be dropped; and whether some of it is being dropped.
     retired: Vec<Loaded>,
     dropping: bool,
     /// Bytes that versions may take.
     limit: Option<u64>,
+    /// Versions that could not be had, by matrix: the next lower one does instead, until something else is asked for.
+    bad: Vec<(usize, usize)>,
+    /// Why the first of them could not.
     failure: Option<String>,
     stop: bool,
 }
@@ -103,16 +119,26 @@ struct State {
 /// A version that was read.
 #[derive(Debug)]
 struct Change {
-    matrix: String,
+    matrix: usize,
+    version: usize,
     loaded: Loaded,
-    /// Blocks in use before and after.
-    from: usize,
-    to: usize,
 }
 
 impl State {
     fn target(&self) -> usize {
         self.wanted.min(self.present)
+    }
+
+    /// Does without a version.
+    fn fail(&mut self, matrix: usize, version: usize, why: String) {
+        self.bad.push((matrix, version));
+        self.failure.get_or_insert(why);
+    }
+
+    /// Wants something else.
+    fn ask(&mut self, blocks: usize) {
+        (self.wanted, self.failure) = (blocks, None);
+        self.bad.clear();
     }
 }
 
@@ -128,6 +154,8 @@ pub struct Start<'a> {
     pub home: Home,
     /// Blocks that are in use already.
     pub blocks: usize,
+    /// Blocks that are wanted.
+    pub wanted: usize,
     /// Bytes that versions may take.
     pub limit: Option<u64>,
 }
@@ -138,17 +166,13 @@ impl Residency {
     /// # Errors
     /// A file whose stack is damaged, a thread that cannot be started.
     pub fn start(start: Start<'_>, host: impl Host + 'static) -> Result<Residency> {
-        let Start { gguf, directory, sums, home, blocks, limit } = start;
+        let Start { gguf, directory, sums, home, blocks, wanted, limit } = start;
         let stack = directory.stack().clone();
-        let pieces =
-            stack.blocks().iter().map(|b| Piece::find(gguf, &b.info, sums)).collect::<Result<_>>()?;
-        let older = (0..stack.blocks().len()).filter_map(|i| stack.older(i));
-        let replaced = older.map(|info| Piece::find(gguf, info, sums)).collect::<Result<_>>()?;
-        let state =
-            State { wanted: blocks, present: blocks, now: blocks, read: blocks, limit, ..State::default() };
+        let matrices = matrices(&stack, gguf, sums)?;
+        let now: Vec<usize> = matrices.iter().map(|m| m.version_at(blocks)).collect();
+        let state = State { wanted, read: now.clone(), now, limit, ..State::default() };
         let shared = Shared {
-            blocks: pieces,
-            replaced,
+            matrices,
             home,
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -200,9 +224,7 @@ impl Handle {
 
     /// Wants the first `blocks` blocks, as far as the file has them and the limit allows; returns at once.
     pub fn set_blocks(&self, blocks: usize) {
-        let mut state = self.0.lock();
-        state.wanted = blocks.min(self.0.blocks.len());
-        state.failure = None;
+        self.0.lock().ask(blocks.min(self.0.stack.blocks().len()));
         self.0.changed.notify_all();
     }
 
@@ -213,7 +235,9 @@ impl Handle {
     pub fn set_limit(&self, bytes: u64) -> Result<usize> {
         let blocks = within(&self.0.stack, bytes)?;
         let mut state = self.0.lock();
-        (state.limit, state.wanted, state.failure) = (Some(bytes), blocks, None);
+        state.limit = Some(bytes);
+        state.ask(blocks);
+        drop(state);
         self.0.changed.notify_all();
         Ok(blocks)
     }
@@ -221,12 +245,19 @@ impl Handle {
     /// What is in memory.
     pub fn resident(&self) -> Resident {
         let state = self.0.lock();
-        let (stack, blocks) = (&self.0.stack, state.now);
+        let (stack, matrices) = (&self.0.stack, &self.0.matrices);
+        // The first block that is not in use.
+        let missing = matrices.iter().zip(&state.now).filter_map(|(m, now)| m.blocks.get(*now)).min();
+        let blocks = missing.copied().unwrap_or(stack.blocks().len());
+        let bytes = |versions: &mut dyn Iterator<Item = usize>| -> u64 {
+            matrices.iter().zip(versions).map(|(m, v)| m.versions[v].info.bytes().unwrap_or(0) as u64).sum()
+        };
+        let more = bytes(&mut state.now.iter().copied()) - bytes(&mut matrices.iter().map(|_| 0));
         Resident {
             blocks,
             target: state.target(),
-            all: self.0.blocks.len(),
-            bytes: stack.resident_bytes(blocks),
+            all: stack.blocks().len(),
+            bytes: stack.resident_bytes(0) + more,
             kl: stack.kl(blocks),
             failure: state.failure.clone(),
         }
@@ -243,8 +274,8 @@ impl Handle {
         let end = Instant::now() + time;
         let mut state = self.0.lock();
         loop {
-            let settled = state.read == state.now && state.retired.is_empty() && !state.dropping;
-            let done = settled && state.now == state.target();
+            let settled = state.pending.is_empty() && state.retired.is_empty() && !state.dropping;
+            let done = settled && self.0.next(&state).is_none();
             let left = end.saturating_duration_since(Instant::now());
             if done || left.is_zero() {
                 return done && state.failure.is_none();
@@ -289,22 +320,59 @@ impl Shared {
         }
     }
 
+    /// The version that a matrix is to be in.
+    fn wanted_version(&self, state: &State, matrix: usize) -> usize {
+        let wanted = self.matrices[matrix].version_at(state.target());
+        let good = (0..=wanted).rev().find(|v| !state.bad.contains(&(matrix, *v)));
+        good.unwrap_or(state.now[matrix])
+    }
+
+    /// The next version to read: its matrix and which.
+    fn next(&self, state: &State) -> Option<(usize, usize)> {
+        let wanted = self.matrices.iter().zip(&state.read).enumerate();
+        let wrong = wanted.map(|(i, (m, read))| (i, m, *read, self.wanted_version(state, i)));
+        // Room first: the last block that is too much, then the first that is missing.
+        let down = wrong.clone().filter(|(_, _, read, to)| read > to);
+        let down = down.max_by_key(|(_, m, read, _)| m.blocks[read - 1]);
+        let up = || wrong.filter(|(_, _, read, to)| read < to).min_by_key(|(_, m, _, to)| m.blocks[to - 1]);
+        down.or_else(up).map(|(i, _, _, to)| (i, to))
+    }
+
     fn apply(&self, exchange: &mut Exchange<'_>) {
         let mut state = self.lock();
-        while let Some(Change { matrix, loaded, to, .. }) = state.pending.pop_front() {
-            match exchange(&matrix, loaded) {
+        for Change { matrix, version, loaded } in std::mem::take(&mut state.pending) {
+            match exchange(&self.matrices[matrix].name, loaded) {
                 Ok(old) => {
                     state.retired.push(old);
-                    state.now = to;
+                    state.now[matrix] = version;
                 }
                 Err(why) => {
-                    // Versions of other matrices may follow; without this one they would be no prefix.
-                    state.pending.clear();
-                    (state.read, state.wanted, state.failure) = (state.now, state.now, Some(why));
+                    state.read[matrix] = state.now[matrix];
+                    state.fail(matrix, version, why);
                 }
             }
         }
         self.waiting.store(false, Ordering::Release);
         self.changed.notify_all();
     }
+}
+
+/// What blocks speak of, in the order in which they first do.
+fn matrices(stack: &Stack, gguf: &Gguf<'_>, sums: &[u64]) -> Result<Vec<Matrix>> {
+    let mut all: Vec<Matrix> = Vec::new();
+    for (i, block) in stack.blocks().iter().enumerate() {
+        let piece = Piece::find(gguf, &block.info, sums)?;
+        match all.iter_mut().find(|m| m.name == block.matrix) {
+            Some(m) => {
+                m.versions.push(piece);
+                m.blocks.push(i);
+            }
+            None => {
+                let least = stack.older(i).map(|info| Piece::find(gguf, info, sums)).transpose()?;
+                let versions = least.into_iter().chain([piece]).collect();
+                all.push(Matrix { name: block.matrix.clone(), versions, blocks: vec![i] });
+            }
+        }
+    }
+    Ok(all)
 }

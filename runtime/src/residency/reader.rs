@@ -21,7 +21,7 @@ pub(super) fn run(shared: &Shared, host: &impl Host) {
             return;
         }
         shared.look_for_blocks(&mut state);
-        turn_back(&mut state);
+        turn_back(shared, &mut state);
         if !state.retired.is_empty() {
             let retired = std::mem::take(&mut state.retired);
             state.dropping = true;
@@ -31,20 +31,18 @@ pub(super) fn run(shared: &Shared, host: &impl Host) {
             shared.changed.notify_all();
             continue;
         }
-        let target = state.target();
-        if state.read == target {
+        let Some((matrix, version)) = shared.next(&state) else {
             if state.pending.is_empty() {
                 // A file that lacks blocks may be arriving.
-                let time = if state.present < shared.blocks.len() { ARRIVAL } else { Duration::MAX };
-                wait(shared, state, time);
+                let arriving = state.present < shared.stack.blocks().len();
+                wait(shared, state, if arriving { ARRIVAL } else { Duration::MAX });
             } else {
                 put_in_place(shared, host, state);
             }
             continue;
-        }
-        let (from, up) = (state.read, state.read < target);
-        let (i, to) = if up { (from, from + 1) } else { (from - 1, from - 1) };
-        let piece = if up { &shared.blocks[i] } else { &shared.replaced[i] };
+        };
+        let piece = &shared.matrices[matrix].versions[version];
+        let up = version > state.read[matrix];
         if !state.pending.is_empty() && !has_room(shared, &state, piece.bytes(), up) {
             put_in_place(shared, host, state);
             continue;
@@ -54,13 +52,12 @@ pub(super) fn run(shared: &Shared, host: &impl Host) {
         let mut state = shared.lock();
         match loaded {
             Ok(loaded) => {
-                let matrix = shared.stack.blocks()[i].matrix.clone();
-                state.pending.push_back(Change { matrix, loaded, from, to });
-                state.read = to;
+                state.pending.push(Change { matrix, version, loaded });
+                state.read[matrix] = version;
                 shared.waiting.store(true, Ordering::Release);
             }
             Err(e) => {
-                (state.wanted, state.failure) = (from, Some(e.to_string()));
+                state.fail(matrix, version, e.to_string());
                 shared.changed.notify_all();
             }
         }
@@ -69,16 +66,13 @@ pub(super) fn run(shared: &Shared, host: &impl Host) {
     }
 }
 
-/// Forgets what was read in a direction that is no longer wanted.
-fn turn_back(state: &mut State) {
-    while let Some(last) = state.pending.back() {
-        let up = last.to > last.from;
-        let wrong = if up { state.read > state.target() } else { state.read < state.target() };
-        if !wrong {
-            return;
-        }
-        state.read = last.from;
-        if let Some(change) = state.pending.pop_back() {
+/// Forgets what was read and is no longer wanted.
+fn turn_back(shared: &Shared, state: &mut State) {
+    for change in std::mem::take(&mut state.pending) {
+        if shared.wanted_version(state, change.matrix) == change.version {
+            state.pending.push(change);
+        } else {
+            state.read[change.matrix] = state.now[change.matrix];
             state.retired.push(change.loaded);
         }
     }

@@ -80,6 +80,8 @@ pub struct Llama {
     pool: Pool,
     position: usize,
     batch: usize,
+    /// Bytes of all but the weights.
+    rest: u64,
 }
 
 /// Bytes that a session takes beside its weights.
@@ -133,11 +135,16 @@ fn head_name(tied: bool) -> &'static str {
 }
 
 /// In what state a stack begins.
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Begin {
     /// Blocks in use.
     pub(crate) blocks: usize,
+    /// Blocks that are wanted.
+    pub(crate) wanted: usize,
     /// Bytes that weights may take.
     pub(crate) limit: Option<u64>,
+    /// Bytes of everything else.
+    pub(crate) rest: u64,
 }
 
 /// Everything but the weights that a session is made of.
@@ -176,9 +183,20 @@ impl Llama {
         let net = Arc::new(RwLock::new(Net { eps: c.eps, embedding, layers, norm, head, rope }));
         let residency = match w.directory().stack().blocks() {
             [] => None,
-            _ => w.residency(begin.blocks, begin.limit, Shared(net.clone()))?,
+            _ => w.residency(begin, Shared(net.clone()))?,
         };
-        Ok(Llama { config, isa, residency, net, flow, head: head_flow, pool, position: 0, batch })
+        Ok(Llama {
+            config,
+            isa,
+            residency,
+            net,
+            flow,
+            head: head_flow,
+            pool,
+            position: 0,
+            batch,
+            rest: begin.rest,
+        })
     }
 
     /// Its hyperparameters.
@@ -189,6 +207,21 @@ impl Llama {
     /// What changes its weights while it generates, if it is of a stacked file.
     pub fn residency(&self) -> Option<Handle> {
         self.residency.as_ref().map(Residency::handle)
+    }
+
+    /// Changes what the session may take, weights included; returns at once how many blocks that allows. Without a stack
+    /// there is nothing to change.
+    ///
+    /// # Errors
+    /// [`lutite_runtime::Error::Budget`] if it is too little for the weights at their least; nothing changes then.
+    pub fn set_budget(&self, bytes: u64) -> Result<Option<usize>> {
+        let handle = self.residency();
+        Ok(handle.map(|h| h.set_limit(bytes.saturating_sub(self.rest))).transpose()?)
+    }
+
+    /// Bytes that the session takes beside its packed weights.
+    pub fn rest_bytes(&self) -> u64 {
+        self.rest
     }
 
     fn net(&self) -> RwLockReadGuard<'_, Net> {
