@@ -21,5 +21,5 @@ pub use error::{Error, Result};
 pub use linear::Ahead;
 pub use open::{Budget, Model, OpenOptions};
 pub use tokenizer::{Tokenizer, TokenizerError, TokenizerSpec, TokenizerWarning};
-pub use verify::verify;
+pub use verify::{verify, verify_head};
 pub use weights::Path;

@@ -23,6 +23,19 @@ pub fn verify(bytes: &[u8], workers: usize) -> Result<()> {
     verify_on(&gguf, bytes, pool, |_| true).map(|_| ())
 }
 
+/// As [`verify`], of metadata and descriptions only: what tensors are is for those to check who read them.
+///
+/// # Errors
+/// As [`verify`], without its last.
+pub fn verify_head(bytes: &[u8]) -> Result<()> {
+    let gguf = Gguf::parse(bytes)?;
+    if is_packed(&gguf)? {
+        check_version(&gguf)?;
+        tensor_checksums(&gguf, bytes).map_err(Error::Damaged)?;
+    }
+    Ok(())
+}
+
 /// As [`verify`], for those tensors that `wanted` wants of a packed file whose version has been checked; returns all sums.
 pub(crate) fn verify_on(
     gguf: &Gguf<'_>,

@@ -29,12 +29,20 @@ pub(crate) const FOLDER: &str = "packed";
 /// The way out when the cache folder is the trouble.
 const WAY_OUT: &str = "set LUTITE_HOME to another folder, or use --no-cache to pack in memory";
 
+/// A packed model.
+pub(crate) struct Packed {
+    /// All of it.
+    pub(crate) bytes: Bytes,
+    /// The file that it is, if it is one.
+    pub(crate) path: Option<PathBuf>,
+}
+
 /// The packed form of `source`: from the cache if it is there, else made now and put there, or kept in memory only. It
 /// has been held against its checksums.
 ///
 /// # Errors
 /// What the packer says; [`Quit::Interrupted`] after Ctrl-C. Nothing half-written is left behind.
-pub(crate) fn packed(source: &Source, how: &load::Packing) -> anyhow::Result<Bytes> {
+pub(crate) fn packed(source: &Source, how: &load::Packing) -> anyhow::Result<Packed> {
     let name = source.path.display();
     // Before minutes are spent on packing what cannot be run.
     lutite_models::open::check(&source.file).with_context(|| format!("cannot load {name}"))?;
@@ -53,7 +61,8 @@ pub(crate) fn packed(source: &Source, how: &load::Packing) -> anyhow::Result<Byt
         way_out: WAY_OUT,
     };
     if how.in_memory {
-        return Ok(Bytes::new(pack(&packing(hash(&source.file)?), &plan, None)?));
+        let bytes = Bytes::new(pack(&packing(hash(&source.file)?), &plan, None)?);
+        return Ok(Packed { bytes, path: None });
     }
     let home = places::home().with_context(|| format!("no folder to keep the packed model in; {WAY_OUT}"))?;
     let folder = home.join(FOLDER);
@@ -61,22 +70,26 @@ pub(crate) fn packed(source: &Source, how: &load::Packing) -> anyhow::Result<Byt
         .with_context(|| format!("cannot make the cache folder {}; {WAY_OUT}", folder.display()))?;
     let (hash, stamp) = source_hash(source, &folder)?;
     let path = folder.join(format!("{hash:016x}-{}-{}.gguf", source.file.len(), how.options.tag()));
-    let found = if path.exists() { usable(&path, threads)? } else { None };
-    let packed = match found {
+    let check = |map: &Map| match how.by_piece {
+        true => lutite_models::verify_head(map),
+        false => lutite_models::verify(map, threads),
+    };
+    let found = if path.exists() { usable(&path, check)? } else { None };
+    let bytes = match found {
         Some(packed) => packed,
-        None => make(&packing(hash), &plan, &path)?,
+        None => make(&packing(hash), &plan, &path, check)?,
     };
     if let Some(stamp) = stamp {
         stamp.write();
     }
-    Ok(packed)
+    Ok(Packed { bytes, path: Some(path) })
 }
 
 /// Maps a packed file of the cache; `None` if it is damaged or of another version.
-fn usable(path: &Path, threads: usize) -> anyhow::Result<Option<Bytes>> {
+fn usable(path: &Path, check: impl Fn(&Map) -> lutite_models::Result<()>) -> anyhow::Result<Option<Bytes>> {
     let checked = Map::open(path)
         .map_err(anyhow::Error::new)
-        .and_then(|map| lutite_models::verify(&map, threads).map(|()| map).map_err(Into::into));
+        .and_then(|map| check(&map).map(|()| map).map_err(Into::into));
     match checked {
         Ok(map) => Ok(Some(Bytes::new(map))),
         // Gone again, or not to be read: packing will say what is wrong with the folder.
@@ -91,12 +104,17 @@ fn usable(path: &Path, threads: usize) -> anyhow::Result<Option<Bytes>> {
 }
 
 /// Packs to `path` under its lock, unless another process has done so in the meantime.
-fn make(packing: &Packing<'_>, plan: &Plan<'_>, path: &Path) -> anyhow::Result<Bytes> {
+fn make(
+    packing: &Packing<'_>,
+    plan: &Plan<'_>,
+    path: &Path,
+    check: impl Fn(&Map) -> lutite_models::Result<()>,
+) -> anyhow::Result<Bytes> {
     // Without locks two may pack the same file, each under a temporary name of its own: a waste, no harm.
     let busy = "another process is packing this model; waiting for it";
     let _lock = lock::wait(&lock_path(path), busy, interrupt::flag(), |_| ()).context(WAY_OUT)?;
     if path.exists()
-        && let Some(packed) = usable(path, packing.threads)?
+        && let Some(packed) = usable(path, check)?
     {
         return Ok(packed);
     }

@@ -45,7 +45,7 @@ pub(crate) fn open(path: PathBuf) -> anyhow::Result<Source> {
     let imported = lutite_models::hf::import(&name, &mut map)
         .with_context(|| format!("cannot read the model folder {}", path.display()))?;
     imported.warnings.iter().for_each(ui::warn);
-    Ok(Source { path, files, file: imported.file, verified: false })
+    Ok(Source { path, files, file: imported.file, data: None, verified: false })
 }
 
 /// What to name instead of a folder that is no model.

@@ -17,6 +17,7 @@ mod inventory;
 pub mod judge;
 mod load;
 mod lock;
+mod mem;
 #[cfg(test)]
 #[path = "../../../runtime/tests/common/peak.rs"]
 mod peak;

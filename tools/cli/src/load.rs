@@ -22,6 +22,8 @@ pub(crate) struct Source {
     pub(crate) files: Vec<PathBuf>,
     /// Its bytes, or those of its packed form.
     pub(crate) file: ModelFile,
+    /// The file that these bytes are, if they are one; with a budget weights are read from there.
+    pub(crate) data: Option<PathBuf>,
     /// Whether the bytes have been held against their checksums.
     pub(crate) verified: bool,
 }
@@ -38,7 +40,7 @@ pub(crate) fn at(path: PathBuf) -> anyhow::Result<Source> {
         return folder::open(path);
     }
     let file = ModelFile::from(&Bytes::new(Map::open(&path)?));
-    Ok(Source { files: vec![path.clone()], path, file, verified: false })
+    Ok(Source { files: vec![path.clone()], data: Some(path.clone()), path, file, verified: false })
 }
 
 /// How a file that is not packed becomes so.
@@ -52,12 +54,14 @@ pub(crate) struct Packing {
     pub(crate) in_memory: bool,
     /// Whether to measure what fitted planes lost.
     pub(crate) measure: bool,
+    /// Whether weights are held against their checksums when they are read, and not before.
+    pub(crate) by_piece: bool,
 }
 
 impl Packing {
     /// Rounding nothing.
     pub(crate) fn exact(threads: usize, in_memory: bool) -> Packing {
-        Packing { options: PackOptions::exact(), threads, in_memory, measure: false }
+        Packing { options: PackOptions::exact(), threads, in_memory, measure: false, by_piece: false }
     }
 
     /// As the flags say.
@@ -65,6 +69,7 @@ impl Packing {
         Packing {
             options: PackOptions { bits: bits(engine.bits), ..PackOptions::exact() },
             measure: !engine.no_measure,
+            by_piece: engine.mem.is_some(),
             ..Packing::exact(threads(engine.threads), engine.no_cache)
         }
     }
@@ -89,17 +94,18 @@ pub(crate) fn find_packed(named: &str, how: &Packing) -> anyhow::Result<Source> 
             );
         }
         // Now, so that the tokenizer and the template are not read from a damaged file.
-        verify(&source, how.threads)?;
+        lutite_models::verify_head(source.file.head())
+            .with_context(|| format!("cannot load {}", source.path.display()))?;
         loss::tell(&source)?;
-        return Ok(Source { verified: true, ..source });
+        return Ok(source);
     }
     pack(source, how)
 }
 
 /// The packed form of a source.
 pub(crate) fn pack(source: Source, how: &Packing) -> anyhow::Result<Source> {
-    let file = (&cache::packed(&source, how)?).into();
-    let packed = Source { file, verified: true, ..source };
+    let cache::Packed { bytes, path: data } = cache::packed(&source, how)?;
+    let packed = Source { file: (&bytes).into(), data, verified: !how.by_piece, ..source };
     loss::tell(&packed)?;
     if let lutite_quant::Bits::Planes(1..=3) = how.options.bits {
         ui::note(

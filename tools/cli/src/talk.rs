@@ -1,9 +1,9 @@
 //! What `run` and `chat` share: a model with its template, and one answer after another.
 
-use crate::args::{EngineArgs, SamplingArgs, TalkArgs};
-use crate::interrupt;
+use crate::args::{EngineArgs, Mem, SamplingArgs, TalkArgs};
 use crate::load::{self, Source};
 use crate::ui::{self, Answer};
+use crate::{interrupt, mem};
 use anyhow::Context;
 use lutite_kernels::isa::Isa;
 use lutite_models::sampling::SamplingDefaults;
@@ -13,6 +13,10 @@ use lutite_runtime::sample::Sampler;
 use lutite_runtime::store::Gguf;
 use lutite_runtime::stream::TextStream;
 use std::ops::ControlFlow;
+use std::time::Duration;
+
+/// How long a change of memory is waited for.
+const SETTLE: Duration = Duration::from_secs(10);
 
 /// A model that answers.
 pub(crate) struct Talk {
@@ -25,6 +29,8 @@ pub(crate) struct Talk {
     held: Vec<u32>,
     stops: Vec<String>,
     max_tokens: usize,
+    /// Bytes that the program took before the model.
+    base: u64,
 }
 
 impl Talk {
@@ -49,12 +55,17 @@ impl Talk {
         if context > config.context {
             ui::warn(format_args!("the model was trained for {} positions, not {context}", config.context));
         }
-        let options = load::options(engine, Some(context), lutite_models::Path::Lut)?;
+        let mut options = load::options(engine, Some(context), lutite_models::Path::Lut)?;
         let tokenizer = load::tokenizer(&source)?;
         let template = template(&gguf, &tokenizer, talk.chat_template.as_deref(), &source)?;
+        let base = mem::taken();
+        if let Some(mem) = mem::asked(engine.mem, &source)? {
+            options.budget = Some(mem::budget(mem, &source, false)?);
+        }
         let model = load::model(&source, &options)?;
         Ok(Talk {
             model,
+            base,
             tokenizer,
             template,
             sampler: sampler(sampling, &gguf, context)?,
@@ -121,9 +132,36 @@ impl Talk {
         Ok((text, outcome))
     }
 
+    /// Changes what the program may take, and says what that makes of the model.
+    pub(crate) fn set_memory(&self, mem: Mem) -> anyhow::Result<String> {
+        let bytes = mem::bytes(mem, mem::taken())?;
+        let weights = bytes
+            .checked_sub(self.base)
+            .with_context(|| format!("the program alone takes {}; allow more", ui::megabytes(self.base)))?;
+        self.model.set_budget(weights)?.context("this file has no blocks; its weights are all or nothing")?;
+        if let Some(stack) = self.model.residency() {
+            stack.wait(SETTLE);
+        }
+        Ok(self.resident().unwrap_or_default())
+    }
+
+    /// What of a stacked file is in memory.
+    pub(crate) fn resident(&self) -> Option<String> {
+        let resident = self.model.residency()?.resident();
+        let bits = 8.0 * self.model.bytes_per_token() as f64 / self.model.weights_per_token() as f64;
+        let kl = resident.kl.map_or(String::new(), |kl| format!(", KL {kl:.4}"));
+        let failed = resident.failure.map_or(String::new(), |why| format!("; {why}"));
+        Some(format!(
+            "{} of {} blocks, weights of {}, {bits:.3} bits per weight{kl}{failed}",
+            resident.blocks,
+            resident.all,
+            ui::megabytes(resident.bytes),
+        ))
+    }
+
     /// One line of figures on an answer.
     pub(crate) fn summary(&self, o: &Outcome) -> String {
-        let rate = |n: usize, t: std::time::Duration| n as f64 / t.as_secs_f64().max(1e-9);
+        let rate = |n: usize, t: Duration| n as f64 / t.as_secs_f64().max(1e-9);
         let end = match o.finish {
             Finish::ContextFull => format!("; the context of {} is full (-c)", self.model.context()),
             Finish::Length => "; cut at -n".into(),
@@ -136,7 +174,7 @@ impl Talk {
             rate(o.prompt_tokens, o.prompt_time),
             o.tokens,
             rate(o.tokens.saturating_sub(1), o.time),
-        )
+        ) + &self.resident().map_or(String::new(), |r| format!("; {r}"))
     }
 }
 

@@ -11,7 +11,7 @@ mod spelling;
 mod tests;
 mod verbs;
 
-pub use shared::{Bits, CacheType, EngineArgs, Limit, ModelArgs, SamplingArgs, Seed};
+pub use shared::{Bits, CacheType, EngineArgs, Limit, Mem, ModelArgs, SamplingArgs, Seed};
 pub use verbs::{
     BenchArgs, BenchFormat, ChatArgs, DoctorArgs, EvalArgs, ExportArgs, FloatType, InspectArgs, KernelPath,
     KlArgs, Levels, ListArgs, ListFormat, Method, Params, PerplexityArgs, Protocol, PullArgs, QuantizeArgs,

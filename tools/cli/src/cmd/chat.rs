@@ -10,7 +10,8 @@ use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use std::io::IsTerminal;
 
-const HELP: &str = "/clear forgets the conversation, /stats says how fast the last answer was, /quit leaves \
+const HELP: &str = "/clear forgets the conversation, /stats says how fast the last answer was, \
+                    /mem 300M changes what the program may take, /quit leaves \
                     (so does Ctrl-D); a line that ends in \\ goes on in the next; Ctrl-C stops an answer";
 
 pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
@@ -33,6 +34,16 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
                 ui::note("the conversation is forgotten");
             }
             "/stats" => ui::note(stats.as_deref().unwrap_or("no answer yet")),
+            "/mem" => ui::note(
+                talk.resident().as_deref().unwrap_or("all weights are in memory: the file has no blocks"),
+            ),
+            other if other.starts_with("/mem ") => {
+                let changed = other["/mem ".len()..].trim().parse().map_err(anyhow::Error::msg);
+                match changed.and_then(|mem| talk.set_memory(mem)) {
+                    Ok(now) => ui::note(now),
+                    Err(e) => ui::error(&e),
+                }
+            }
             other if other.starts_with('/') && !other.contains(' ') => {
                 ui::warn(format_args!("no command {other}; {HELP}"));
             }

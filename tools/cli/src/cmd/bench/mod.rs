@@ -100,7 +100,7 @@ fn source(args: &BenchArgs, threads: usize) -> anyhow::Result<(String, Source)> 
     if let Some(which) = args.synthetic {
         let recipe = Recipe::new(which, args.bits, args.group)?;
         let (path, file) = (PathBuf::from(recipe.name()), ModelFile::from(&recipe.build(threads)?));
-        return Ok((recipe.name(), Source { path, files: Vec::new(), file, verified: true }));
+        return Ok((recipe.name(), Source { path, files: Vec::new(), file, data: None, verified: true }));
     }
     let named = args.model.named();
     // Nothing is measured but speed, even where weights lose something.
@@ -138,6 +138,7 @@ fn run(
         bits: Bits::Exact,
         no_measure: true,
         no_cache: args.no_cache,
+        mem: None,
     };
     let context = tests.iter().map(|t| t.depth + t.tokens).max();
     let mut model = load::model(source, &load::options(&engine, context, Path::Lut)?)?;

@@ -1,0 +1,60 @@
+//! How much memory the program may take, and what of it is left for a model.
+
+use crate::args::Mem;
+use crate::load::Source;
+use anyhow::Context;
+use lutite_models::Budget;
+use lutite_runtime::os::file::DataFile;
+use lutite_runtime::os::memory;
+use lutite_runtime::store::Directory;
+use std::sync::Arc;
+
+/// What a program takes that has loaded nothing, where the system does not tell.
+const PROGRAM_BYTES: u64 = 32 << 20;
+
+/// What is left free of what could be had, for `auto`.
+const MARGIN: f64 = 0.1;
+
+/// What was asked for; for stacked files without a word `auto`.
+pub(crate) fn asked(mem: Option<Mem>, source: &Source) -> anyhow::Result<Option<Mem>> {
+    let stacked = || -> anyhow::Result<bool> {
+        let gguf = crate::load::gguf(source)?;
+        Ok(!Directory::base(&gguf)?.stack().blocks().is_empty())
+    };
+    Ok(if mem.is_none() && stacked()? { Some(Mem::Auto) } else { mem })
+}
+
+/// What the program takes by now.
+pub(crate) fn taken() -> u64 {
+    memory::resident().map_or(PROGRAM_BYTES, |r| r.now_bytes)
+}
+
+/// Bytes for all of the program, which takes `taken` by now.
+///
+/// # Errors
+/// Where the system does not tell what there is.
+pub(crate) fn bytes(mem: Mem, taken: u64) -> anyhow::Result<u64> {
+    let known = || {
+        memory::available().context("this system does not tell how much memory there is; give --mem a size")
+    };
+    Ok(match mem {
+        Mem::Bytes(bytes) => bytes,
+        Mem::Share(share) => (share * known()?.total_bytes as f64) as u64,
+        Mem::Auto => taken + ((1.0 - MARGIN) * known()?.bytes as f64) as u64,
+    })
+}
+
+/// What a model that is opened now may take beside what the program has taken.
+///
+/// # Errors
+/// Less than that; weights that lie in no file.
+pub(crate) fn budget(mem: Mem, source: &Source, at_once: bool) -> anyhow::Result<Budget> {
+    let path =
+        source.data.as_ref().context("a model of several files, or in memory, cannot be held to a budget")?;
+    let taken = taken();
+    let all = bytes(mem, taken)?;
+    let bytes = all.checked_sub(taken).with_context(|| {
+        format!("--mem: the program alone takes {}; allow more", crate::ui::megabytes(taken))
+    })?;
+    Ok(Budget { bytes, file: Arc::new(DataFile::open(path)?), at_once })
+}
