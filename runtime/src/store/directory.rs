@@ -55,8 +55,8 @@ pub struct Directory {
 /// A matrix or vector of a model, however many tensors of the file it is made of.
 #[derive(Clone, Copy, Debug)]
 pub enum Part<'d, 'a> {
-    /// Planes or fields, and parameters.
-    Packed(&'d PackedInfo),
+    /// A matrix, whose name has no suffix: planes or fields, and parameters.
+    Packed(&'d str, &'d PackedInfo),
     /// One tensor.
     Plain(&'d TensorInfo<'a>),
 }
@@ -105,6 +105,14 @@ impl Directory {
         &self.stack
     }
 
+    /// Bytes and number of the weights of all packed matrices, in the versions that they are in.
+    pub fn size(&self) -> (u64, u64) {
+        let one = |i: &PackedInfo| {
+            (i.bytes().unwrap_or(usize::MAX) as u64, i.shape.rows as u64 * i.shape.cols as u64)
+        };
+        self.matrices.values().map(one).fold((0, 0), |a, b| (a.0.saturating_add(b.0), a.1 + b.1))
+    }
+
     /// Names of the tensors of all packed matrices, in all versions.
     pub fn tensor_names(&self) -> HashSet<String> {
         let used = self.matrices.values().flat_map(PackedInfo::tensors).map(|(name, _, _)| name);
@@ -124,18 +132,22 @@ impl Directory {
     pub fn parts<'d, 'a>(&'d self, gguf: &'d Gguf<'a>) -> Result<Vec<Part<'d, 'a>>, GgufError> {
         let mut first = HashMap::new();
         let mut rest = HashSet::new();
-        for info in self.matrices.values() {
+        for (matrix, info) in &self.matrices {
             let mut names = info.tensors().into_iter().map(|(name, _, _)| name);
             if let Some(name) = names.next() {
                 gguf.require(&name)?;
                 rest.extend(names);
-                first.insert(name, info);
+                first.insert(name, (matrix, info));
             }
         }
         let idle = self.stack.idle(&self.matrices);
         let used = |t: &&TensorInfo<'_>| !rest.contains(t.name) && !idle.contains(t.name);
         let parts = gguf.tensors().iter().filter(used);
-        Ok(parts.map(|t| first.get(t.name).map_or(Part::Plain(t), |info| Part::Packed(info))).collect())
+        let part = |t: &'d TensorInfo<'a>| match first.get(t.name) {
+            Some((name, info)) => Part::Packed(name, info),
+            None => Part::Plain(t),
+        };
+        Ok(parts.map(part).collect())
     }
 }
 
@@ -233,7 +245,7 @@ mod tests {
         let gguf = Gguf::parse(&bytes).unwrap();
         let directory = Directory::read(&gguf).unwrap();
         let names = directory.parts(&gguf).unwrap().into_iter().map(|part| match part {
-            Part::Packed(info) => format!("packed {}", info.name),
+            Part::Packed(name, _) => format!("packed {name}"),
             Part::Plain(t) => t.name.to_owned(),
         });
         assert_eq!(names.collect::<Vec<_>>(), ["packed b", "z", "packed a", "y"]);

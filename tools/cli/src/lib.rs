@@ -74,6 +74,8 @@ fn dispatch(verb: &Verb) -> anyhow::Result<()> {
         Verb::Rm(args) => cmd::rm::rm(args),
         Verb::Verify(args) => cmd::verify::verify(args),
         Verb::Inspect(args) => cmd::inspect::inspect(args),
+        Verb::Plan(args) => cmd::plan::plan(args),
+        Verb::Trim(args) => cmd::trim::trim(args),
         Verb::Bench(args) => cmd::bench::bench(args),
         Verb::Doctor(args) => cmd::doctor::doctor(args),
         Verb::Perplexity(args) => cmd::perplexity::perplexity(args),

@@ -61,7 +61,7 @@ fn packed_numbers(gguf: &Gguf<'_>) -> Vec<(String, Vec<f32>)> {
     let directory = Directory::read(gguf).unwrap();
     let parts = directory.parts(gguf).unwrap().into_iter();
     let matrices = parts.filter_map(|part| match part {
-        Part::Packed(info) => Some(info),
+        Part::Packed(_, info) => Some(info),
         Part::Plain(_) => None,
     });
     let matrix = |info: &lutite_runtime::store::PackedInfo| {

@@ -85,9 +85,9 @@ impl<'a> Export<'a> {
         }
         let step = |part: Part<'_, 'a>| match part {
             Part::Plain(t) => Ok(Step::Copy(*t)),
-            Part::Packed(info) => {
+            Part::Packed(name, info) => {
                 let matrix = info.view(info.find(source)?.iter().map(|t| t.data));
-                let name = format!("{}.weight", info.name);
+                let name = format!("{name}.weight");
                 match matrix {
                     Ok(matrix) => Ok(Step::Dequantize { name, matrix }),
                     Err(e) => Err(Error::Tensor { name, why: format!("{e}; the file is damaged") }),

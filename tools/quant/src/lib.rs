@@ -18,6 +18,7 @@ mod pack;
 mod plan;
 mod stack;
 mod tile;
+mod trim;
 
 pub use calibrate::{CalibrateJob, Fits, HlqCd};
 pub use error::{Error, Result};
@@ -28,3 +29,4 @@ pub use mix::{Opened, mix};
 pub use pack::{PackJob, file_bytes, pack_in_memory, pack_to_file};
 pub use plan::{Bits, Matrix, PackOptions, Plan};
 pub use stack::{Measure, StackJob, StackPlan, stack_to_file};
+pub use trim::{Trimmed, trim};

@@ -25,12 +25,12 @@ pub fn mix(source: Opened<'_>, packed: Opened<'_>, take: impl Fn(&str) -> bool) 
     for part in theirs.parts(packed.gguf)? {
         match part {
             Part::Plain(t) => add(&mut w, &mut parts, packed, t)?,
-            Part::Packed(info) => {
-                let (from, info) = match ours.get(&info.name) {
-                    _ if take(&info.name) => (packed, info),
+            Part::Packed(name, info) => {
+                let (from, info) = match ours.get(name) {
+                    _ if take(name) => (packed, info),
                     Some(info) => (source, info),
                     None => {
-                        let t = source.gguf.require(&format!("{}.weight", info.name))?;
+                        let t = source.gguf.require(&format!("{name}.weight"))?;
                         add(&mut w, &mut parts, source, t)?;
                         continue;
                     }

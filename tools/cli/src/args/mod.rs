@@ -14,8 +14,8 @@ mod verbs;
 pub use shared::{Bits, CacheType, EngineArgs, Limit, Mem, ModelArgs, SamplingArgs, Seed};
 pub use verbs::{
     BenchArgs, BenchFormat, ChatArgs, DoctorArgs, EvalArgs, ExportArgs, FloatType, InspectArgs, KernelPath,
-    KlArgs, Levels, ListArgs, ListFormat, Method, Params, PerplexityArgs, Protocol, PullArgs, QuantizeArgs,
-    RmArgs, RunArgs, Synthetic, TalkArgs, TextArgs, VerifyArgs,
+    KlArgs, Levels, ListArgs, ListFormat, Method, Params, PerplexityArgs, PlanArgs, Protocol, PullArgs,
+    QuantizeArgs, RmArgs, RunArgs, Synthetic, TalkArgs, TextArgs, TrimArgs, VerifyArgs,
 };
 
 use crate::places;
@@ -60,6 +60,10 @@ pub enum Verb {
     Export(ExportArgs),
     /// Say what is in a model file
     Inspect(InspectArgs),
+    /// Say what of a model would be in memory, how good and how fast that is
+    Plan(PlanArgs),
+    /// Write the first part of a stacked file: a smaller model
+    Trim(TrimArgs),
     /// Measure how well a model predicts a text
     Perplexity(PerplexityArgs),
     /// Measure how far a model's predictions are from a reference's
@@ -86,6 +90,8 @@ impl Verb {
             Self::Quantize(_) => "quantize",
             Self::Export(_) => "export",
             Self::Inspect(_) => "inspect",
+            Self::Plan(_) => "plan",
+            Self::Trim(_) => "trim",
             Self::Perplexity(_) => "perplexity",
             Self::Kl(_) => "kl",
             Self::Eval(_) => "eval",
@@ -99,6 +105,7 @@ impl Verb {
             Self::Run(args) => Some(&mut args.model),
             Self::Chat(args) => Some(&mut args.model),
             Self::Inspect(args) => Some(&mut args.model),
+            Self::Plan(args) => Some(&mut args.model),
             Self::Perplexity(args) => Some(&mut args.model),
             Self::Kl(args) => Some(&mut args.model),
             Self::Eval(args) => Some(&mut args.model),
@@ -109,6 +116,7 @@ impl Verb {
             | Self::Verify(_)
             | Self::Quantize(_)
             | Self::Export(_)
+            | Self::Trim(_)
             | Self::Doctor(_) => None,
         }
     }

@@ -312,6 +312,43 @@ pub struct InspectArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Draw the curve of a stacked file
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+}
+
+/// `lutite plan`
+#[derive(Args, Clone, Debug)]
+pub struct PlanArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Positions of the context; 0 is the model's own [default: the model's own, 4096 at most]
+    #[arg(short, long, value_name = "N")]
+    pub ctx_size: Option<u32>,
+    /// How to hold and run it.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Do not measure how fast it would be
+    #[arg(long)]
+    pub no_speed: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lutite trim`
+#[derive(Args, Clone, Debug)]
+pub struct TrimArgs {
+    /// Stacked file to read
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Size of the result at most, e.g. 300M
+    #[arg(long, value_name = "SIZE")]
+    pub size: Size,
+    /// File to write
+    #[arg(short, long, value_name = "OUT")]
+    pub out_file: PathBuf,
 }
 
 /// `lutite perplexity`

@@ -1,5 +1,6 @@
 //! `lutite inspect`: what is in a model file, on one screen.
 
+use super::curve;
 use crate::args::InspectArgs;
 use crate::load;
 use crate::ui::{Answer, megabytes};
@@ -62,7 +63,19 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
             .map(|p| json!({ "name": p.name, "format": p.format, "shape": p.shape, "bytes": p.bytes }));
         out["tensors"] = list.collect();
     }
-    let text = if args.json { serde_json::to_string_pretty(&out)? + "\n" } else { text(&out) };
+    let curve = curve::read(&gguf)?;
+    if let Some(curve) = &curve {
+        out["stack"] = curve.json();
+    }
+    if let Some(file) = &args.svg {
+        let curve = curve.as_ref().context("the file is not stacked; it has no curve to draw")?;
+        std::fs::write(file, curve.svg()).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    let text = if args.json {
+        serde_json::to_string_pretty(&out)? + "\n"
+    } else {
+        text(&out) + &curve.map_or(String::new(), |c| c.text())
+    };
     Answer::stdout().print(&text)
 }
 
@@ -70,8 +83,8 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
 fn parts(gguf: &Gguf<'_>) -> anyhow::Result<Vec<Part>> {
     let directory = Directory::read(gguf)?;
     let parts = directory.parts(gguf)?.into_iter().map(|part| match part {
-        store::Part::Packed(info) => Part {
-            name: info.name.clone(),
+        store::Part::Packed(name, info) => Part {
+            name: name.to_owned(),
             format: info.format(),
             shape: vec![info.shape.cols as u64, info.shape.rows as u64],
             bytes: info.bytes().unwrap_or(usize::MAX) as u64,
@@ -198,7 +211,20 @@ fn text(v: &Value) -> String {
         line("packed", how);
         line("packed by", format!("{}, source xxh3 {}", s(&p["quantizer"]), s(&p["source_xxh3"])));
         let loss = &p["loss"]["text"];
-        line("loss", if loss.is_null() { "none, the weights are the source's".into() } else { s(loss) });
+        let stack = &v["stack"];
+        if !stack.is_null() {
+            line("stack", format!("{} of {} blocks", stack["present"], stack["blocks"]));
+        }
+        line(
+            "loss",
+            if !stack.is_null() {
+                "by blocks, see below".into()
+            } else if loss.is_null() {
+                "none, the weights are the source's".into()
+            } else {
+                s(loss)
+            },
+        );
     }
     let _ = writeln!(out, "\n{:<20}{:>12}{:>14}{:>9}  formats", "class", "weights", "bytes", "bits/w");
     for c in v["classes"].as_array().into_iter().flatten() {

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod chat;
+mod curve;
 pub(crate) mod doctor;
 pub(crate) mod eval;
 mod evaluate;
@@ -10,9 +11,11 @@ pub(crate) mod inspect;
 pub(crate) mod kl;
 pub(crate) mod list;
 pub(crate) mod perplexity;
+pub(crate) mod plan;
 pub(crate) mod pull;
 pub(crate) mod quantize;
 pub(crate) mod rm;
 pub(crate) mod run;
 mod stack;
+pub(crate) mod trim;
 pub(crate) mod verify;

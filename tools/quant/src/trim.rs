@@ -1,0 +1,89 @@
+//! The first part of a stacked file, as a file of its own.
+
+use crate::error::{Error, Result};
+use crate::pack::begin;
+use lutite_runtime::store::{
+    Directory, Gguf, GgufWriter, PackedInfo, Point, Stack, TensorInfo, announce_checksums, seal_checksums,
+};
+use std::collections::HashSet;
+use std::path::Path;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// What a trimmed file has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trimmed {
+    /// Blocks of the stack.
+    pub blocks: usize,
+    /// Bytes of the file.
+    pub bytes: u64,
+}
+
+/// Writes `source` with as many of its first blocks as `size` bytes hold; also one that was cut off.
+///
+/// # Errors
+/// A file without blocks, a size below that of the least model, a disk that is full; nothing is left behind then.
+pub fn trim(source: &Gguf<'_>, size: u64, path: &Path) -> Result<Trimmed> {
+    let directory = Directory::base(source)?;
+    let stack = directory.stack();
+    if stack.blocks().is_empty() {
+        return Err(Error::Options("the file has no blocks; only stacked files can be trimmed".into()));
+    }
+    let mut blocks = stack.present();
+    loop {
+        let (writer, tensors) = header(source, &directory, blocks)?;
+        let bytes = writer.bytes()?;
+        if bytes > size {
+            if blocks == 0 {
+                return Err(Error::Options(format!("the least model has {bytes} bytes, more than {size}")));
+            }
+            blocks -= 1;
+            continue;
+        }
+        let mut out = header(source, &directory, blocks)?.0.begin(path)?;
+        let mut sums = Vec::with_capacity(tensors.len());
+        for t in &tensors {
+            out.tensor(t.name, t.data)?;
+            sums.push(xxh3_64(t.data));
+        }
+        Stack::store_curve(&mut out, &curve(stack, blocks))?;
+        seal_checksums(&mut out, &sums)?;
+        out.finish()?;
+        return Ok(Trimmed { blocks, bytes });
+    }
+}
+
+/// What was measured of so many blocks.
+fn curve(stack: &Stack, blocks: usize) -> Vec<Point> {
+    stack.curve().iter().filter(|p| p.blocks <= blocks).copied().collect()
+}
+
+/// Metadata and descriptions, and the tensors.
+fn header<'g, 'a>(
+    source: &'g Gguf<'a>,
+    directory: &Directory,
+    blocks: usize,
+) -> Result<(GgufWriter, Vec<&'g TensorInfo<'a>>)> {
+    let stack = directory.stack();
+    let mut w = begin(source)?;
+    if let Some(by) = source.str("lutite.quantizer")? {
+        w.set("lutite.quantizer", by)?;
+    }
+    if let Some(hash) = source.u64("lutite.source.xxh3")? {
+        w.set("lutite.source.xxh3", hash)?;
+    }
+    let lines: Vec<String> =
+        source.str_array("lutite.tensors")?.into_iter().flatten().map(str::to_owned).collect();
+    w.set("lutite.tensors", lines.as_slice())?;
+    let infos = |all: &[lutite_runtime::store::Block]| all.iter().map(|b| b.info.clone()).collect::<Vec<_>>();
+    let left_out = infos(&stack.blocks()[blocks..]);
+    let left_out: HashSet<String> =
+        left_out.iter().flat_map(PackedInfo::tensors).map(|(name, _, _)| name).collect();
+    let points: Vec<usize> = curve(stack, blocks).iter().map(|p| p.blocks).collect();
+    Stack::announce(&mut w, &infos(&stack.blocks()[..blocks]), &points)?;
+    let tensors: Vec<_> = source.tensors().iter().filter(|t| !left_out.contains(t.name)).collect();
+    for t in &tensors {
+        w.add_tensor(t.name, t.ty, t.shape())?;
+    }
+    announce_checksums(&mut w, tensors.len())?;
+    Ok((w, tensors))
+}
