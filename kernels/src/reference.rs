@@ -3,7 +3,7 @@
 
 use crate::attention::{KvType, SPAN};
 use crate::error::Result;
-use crate::pack::Packed;
+use crate::pack::{Packed, SignLevel};
 use half::f16;
 
 /// `y[r] = sum over c of w[r][c] x[c]` in f64 over the dequantized weights: what the numbers mean.
@@ -41,6 +41,31 @@ pub fn gemv_lut(w: &Packed<'_>, x: &[f32]) -> Vec<f32> {
         }
         w.coefficient(r, g, planes).mul_add(sum, acc)
     })
+}
+
+/// Adds a level's products to `y` by the arithmetic of [`crate::lut::sign`], one row and one number `i` at a time: equal in
+/// bits to every tier. `x` has the columns of `w`, `y` its rows.
+pub fn sign_lut(w: &SignLevel<'_>, x: &[f32], y: &mut [f32]) {
+    for (r, y) in y.iter_mut().enumerate() {
+        for (g, x) in x.chunks(256).enumerate() {
+            let bits: Vec<u8> = (0..x.len()).map(|c| u8::from(w.sign(r, 256 * g + c) > 0.0)).collect();
+            for i in 0..w.rank() {
+                let vx: Vec<f32> = x.iter().enumerate().map(|(c, x)| w.v(i, 256 * g + c) * x).collect();
+                let mut h = 0.0;
+                for (x, bits) in vx.chunks(64).zip(bits.chunks(64)) {
+                    let (apart, x) = apart(x);
+                    if let Some((at, x)) = apart {
+                        let x = 2.0 * (0.5 * x);
+                        h += if bits[at] == 1 { x } else { -x };
+                    }
+                    let (inv, delta) = table_scale(&x);
+                    let a: i32 = x.chunks(4).zip(bits.chunks(4)).map(|(x, b)| entry(x, b, 0, inv)).sum();
+                    h = (a as f32).mul_add(2.0 * (0.5 * delta), h);
+                }
+                *y = w.u(i, r).mul_add(h, *y);
+            }
+        }
+    }
 }
 
 /// The integer arithmetic of [`crate::dot`], one weight at a time: equal in bits to every tier. `x` has the columns of

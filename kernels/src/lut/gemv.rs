@@ -328,9 +328,9 @@ fn pass<S: Simd, const Q: usize, const INT8: bool, const T: usize>(
     }
     // With their length spelled out, whole chunks are compiled apart: without a loop, and without a check in it.
     let sum: [_; Q] = match (tile.chunk_pairs, pairs == tile.group_pairs) {
-        (8, true) => group.whole::<S, 8>(s),
-        (4, true) => group.whole::<S, 4>(s),
-        (n, _) => group.any(s, n),
+        (8, true) => group.whole::<S, 8>(s, group.first(s)),
+        (4, true) => group.whole::<S, 4>(s, group.first(s)),
+        (n, _) => group.any(s, n, group.first(s)),
     };
     for p in 0..Q {
         let scale = c.get(from + p);
@@ -341,21 +341,24 @@ fn pass<S: Simd, const Q: usize, const INT8: bool, const T: usize>(
 }
 
 /// One group of a tile: `Q` planes, tables of `T` tokens.
-struct Group<'a, const Q: usize, const T: usize> {
+pub(super) struct Group<'a, const Q: usize, const T: usize> {
     /// `[token][pair]`.
-    entries: [&'a [[u8; 32]]; T],
+    pub(super) entries: [&'a [[u8; 32]]; T],
     /// `[token][X, chunks of PER_CHUNK numbers]`.
-    numbers: [&'a [f32]; T],
+    pub(super) numbers: [&'a [f32]; T],
     /// `[plane][pair]`.
-    planes: [&'a [[u8; 32]]; Q],
-    ahead: usize,
+    pub(super) planes: [&'a [[u8; 32]]; Q],
+    pub(super) ahead: usize,
 }
 
 impl<const Q: usize, const T: usize> Group<'_, Q, T> {
-    /// `t_p` for each plane and token, of whole chunks of `N` pairs.
+    /// `t_p` for each plane and token, of whole chunks of `N` pairs, added to `sum`.
     #[inline(always)]
-    fn whole<S: Simd, const N: usize>(&self, s: S) -> [[S::Rows; T]; Q] {
-        let mut sum = self.first(s);
+    pub(super) fn whole<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        mut sum: [[S::Rows; T]; Q],
+    ) -> [[S::Rows; T]; Q] {
         let entries = self.entries.map(|entries| entries.as_chunks::<N>().0);
         let planes = self.planes.map(|plane| plane.as_chunks::<N>().0);
         for i in 0..entries[0].len() {
@@ -366,8 +369,7 @@ impl<const Q: usize, const T: usize> Group<'_, Q, T> {
 
     /// The same of chunks of up to `n` pairs.
     #[inline(always)]
-    fn any<S: Simd>(&self, s: S, n: usize) -> [[S::Rows; T]; Q] {
-        let mut sum = self.first(s);
+    pub(super) fn any<S: Simd>(&self, s: S, n: usize, mut sum: [[S::Rows; T]; Q]) -> [[S::Rows; T]; Q] {
         for i in 0..self.entries[0].len().div_ceil(n) {
             let part = |all: &[[u8; 32]]| i * n..(i * n + n).min(all.len());
             let entries = self.entries.map(|e| &e[part(e)]);

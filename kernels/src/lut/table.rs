@@ -128,11 +128,11 @@ pub fn build(isa: Isa, shape: TableShape, x: &[f32], entries: &mut [u8], scales:
     Ok(())
 }
 
-struct Build<'a> {
-    shape: TableShape,
-    x: &'a [f32],
-    entries: &'a mut [u8],
-    scales: &'a mut [f32],
+pub(super) struct Build<'a> {
+    pub(super) shape: TableShape,
+    pub(super) x: &'a [f32],
+    pub(super) entries: &'a mut [u8],
+    pub(super) scales: &'a mut [f32],
 }
 
 impl Kernel for Build<'_> {
