@@ -51,18 +51,11 @@ pub fn sign_lut(w: &SignLevel<'_>, x: &[f32], y: &mut [f32]) {
             let bits: Vec<u8> = (0..x.len()).map(|c| u8::from(w.sign(r, 256 * g + c) > 0.0)).collect();
             for i in 0..w.rank() {
                 let vx: Vec<f32> = x.iter().enumerate().map(|(c, x)| w.v(i, 256 * g + c) * x).collect();
-                let mut h = 0.0;
-                for (x, bits) in vx.chunks(64).zip(bits.chunks(64)) {
-                    let (apart, x) = apart(x);
-                    if let Some((at, x)) = apart {
-                        let x = 2.0 * (0.5 * x);
-                        h += if bits[at] == 1 { x } else { -x };
-                    }
-                    let (inv, delta) = table_scale(&x);
-                    let a: i32 = x.chunks(4).zip(bits.chunks(4)).map(|(x, b)| entry(x, b, 0, inv)).sum();
-                    h = (a as f32).mul_add(2.0 * (0.5 * delta), h);
-                }
-                *y = w.u(i, r).mul_add(h, *y);
+                let (apart, vx) = apart(&vx);
+                let apart = apart.map_or(0.0, |(at, x)| if bits[at] == 1 { x } else { -x });
+                let (inv, delta) = table_scale(&vx);
+                let a: i32 = vx.chunks(4).zip(bits.chunks(4)).map(|(x, b)| entry(x, b, 0, inv)).sum();
+                *y = w.u(i, r).mul_add((a as f32).mul_add(delta, apart), *y);
             }
         }
     }

@@ -207,7 +207,7 @@ impl<'a> Tile<'a> {
 
 /// A chunk's exact integer sums: its tables `entries` of `T` tokens, looked up with its blocks of `Q` planes, as many.
 #[inline(always)]
-fn sums<S: Simd, const Q: usize, const T: usize>(
+pub(super) fn sums<S: Simd, const Q: usize, const T: usize>(
     s: S,
     entries: [&[[u8; 32]]; T],
     planes: [&[[u8; 32]]; Q],
@@ -254,13 +254,13 @@ fn sums<S: Simd, const Q: usize, const T: usize>(
 
 /// Blocks by twos, and a last one where their number is odd.
 #[inline(always)]
-fn two_blocks(blocks: &[[u8; 32]]) -> (&[[u8; 64]], &[u8]) {
+pub(super) fn two_blocks(blocks: &[[u8; 32]]) -> (&[[u8; 64]], &[u8]) {
     blocks.as_flattened().as_chunks()
 }
 
 /// A block and zeros: tables of zeros add nothing, whatever is looked up in them.
 #[inline(always)]
-fn padded(block: &[u8]) -> [u8; 64] {
+pub(super) fn padded(block: &[u8]) -> [u8; 64] {
     let mut two = [0; 64];
     two[..block.len()].copy_from_slice(block);
     two
@@ -328,9 +328,9 @@ fn pass<S: Simd, const Q: usize, const INT8: bool, const T: usize>(
     }
     // With their length spelled out, whole chunks are compiled apart: without a loop, and without a check in it.
     let sum: [_; Q] = match (tile.chunk_pairs, pairs == tile.group_pairs) {
-        (8, true) => group.whole::<S, 8>(s, group.first(s)),
-        (4, true) => group.whole::<S, 4>(s, group.first(s)),
-        (n, _) => group.any(s, n, group.first(s)),
+        (8, true) => group.whole::<S, 8>(s),
+        (4, true) => group.whole::<S, 4>(s),
+        (n, _) => group.any(s, n),
     };
     for p in 0..Q {
         let scale = c.get(from + p);
@@ -341,24 +341,21 @@ fn pass<S: Simd, const Q: usize, const INT8: bool, const T: usize>(
 }
 
 /// One group of a tile: `Q` planes, tables of `T` tokens.
-pub(super) struct Group<'a, const Q: usize, const T: usize> {
+struct Group<'a, const Q: usize, const T: usize> {
     /// `[token][pair]`.
-    pub(super) entries: [&'a [[u8; 32]]; T],
+    entries: [&'a [[u8; 32]]; T],
     /// `[token][X, chunks of PER_CHUNK numbers]`.
-    pub(super) numbers: [&'a [f32]; T],
+    numbers: [&'a [f32]; T],
     /// `[plane][pair]`.
-    pub(super) planes: [&'a [[u8; 32]]; Q],
-    pub(super) ahead: usize,
+    planes: [&'a [[u8; 32]]; Q],
+    ahead: usize,
 }
 
 impl<const Q: usize, const T: usize> Group<'_, Q, T> {
-    /// `t_p` for each plane and token, of whole chunks of `N` pairs, added to `sum`.
+    /// `t_p` for each plane and token, of whole chunks of `N` pairs.
     #[inline(always)]
-    pub(super) fn whole<S: Simd, const N: usize>(
-        &self,
-        s: S,
-        mut sum: [[S::Rows; T]; Q],
-    ) -> [[S::Rows; T]; Q] {
+    fn whole<S: Simd, const N: usize>(&self, s: S) -> [[S::Rows; T]; Q] {
+        let mut sum = self.first(s);
         let entries = self.entries.map(|entries| entries.as_chunks::<N>().0);
         let planes = self.planes.map(|plane| plane.as_chunks::<N>().0);
         for i in 0..entries[0].len() {
@@ -369,7 +366,8 @@ impl<const Q: usize, const T: usize> Group<'_, Q, T> {
 
     /// The same of chunks of up to `n` pairs.
     #[inline(always)]
-    pub(super) fn any<S: Simd>(&self, s: S, n: usize, mut sum: [[S::Rows; T]; Q]) -> [[S::Rows; T]; Q] {
+    fn any<S: Simd>(&self, s: S, n: usize) -> [[S::Rows; T]; Q] {
+        let mut sum = self.first(s);
         for i in 0..self.entries[0].len().div_ceil(n) {
             let part = |all: &[[u8; 32]]| i * n..(i * n + n).min(all.len());
             let entries = self.entries.map(|e| &e[part(e)]);

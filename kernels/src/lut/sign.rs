@@ -5,8 +5,8 @@
 //!
 //! build   for each 256 columns g, for each i:   tables of v_i o x                              [`super::table`]
 //! look up for each strip of columns whose tables fit into L1: for each tile of 32 rows: for each g in the strip
-//!           for each i, 4 of them at a time: they share the nibbles of the plane
-//!             h_i = 0; for each chunk of 64 columns: h_i = h_i +- what is not in its tables; h_i = h_i + A_i delta
+//!           for each i, 4 of them at a time, since the sums of more would leave the registers
+//!             h_i = A_i delta +- what is not in the tables
 //!           y = y + u_i h_i
 //! ```
 //!
@@ -14,27 +14,29 @@
 //! `k`, but the work is that of `k` planes: rank 1 is as cheap as a plane of [`super::gemv()`], rank 16 is bound by look-ups.
 //!
 //! # Bounds
-//! As for [`super::gemv()`]: a chunk is at most 64 activations, so that integer sums are exact in 16 bits. `v x` is rounded
-//! to f32 once. The scales of these tables are whole steps, not half ones, since signs are multiplied, not bits.
+//! All 256 activations of a run share a table scale, where those of a plane's tables are at most 64: the way from integers
+//! to floats is a quarter of a rank's work otherwise. It costs twice the tables' error, 5e-5 to 7e-5 of the outputs' energy
+//! (`docs/speed.md`), when a level leaves a hundred times that. 64 entries within +-127 sum up to 8128: exact in 16 bits.
+//! `v x` is rounded to f32 once.
 //!
 //! # Order of f32 operations (the bit contract)
-//! Per row: runs of 256 columns ascending; in a run `i` ascending, each `h_i` over its chunks ascending, as above. Products
-//! are fused multiply-adds. Nothing depends on strips, tiles or threads. `reference::sign_lut` is this order.
+//! Per row: runs of 256 columns ascending; in a run `i` ascending. Both products are fused multiply-adds. Nothing depends on
+//! strips, tiles or threads. `reference::sign_lut` is this order.
 
-use super::gemv::Group;
-use super::table::{Build, PER_CHUNK, TableShape};
+use super::gemv::{padded, sums, two_blocks};
+use super::table::{PAIR_BYTES, PER_CHUNK, chunk_tables};
 use crate::error::{Error, Result};
 use crate::isa::Isa;
 use crate::pack::p32::{PAIR_COLS, TILE_ROWS};
 use crate::pack::{RANKS, SignLevel};
-use crate::simd::{Kernel, LANES, Simd, blocks, load_tail};
+use crate::simd::{BIAS, Kernel, LANES, Simd, blocks, load_tail, prefetch_lines};
 use core::ops::Range;
 
-/// Columns whose sums are multiplied by `u` together: a run.
+/// Columns whose activations share a table scale, and whose sums are multiplied by `u` together: a run.
 pub const RUN_COLS: usize = 256;
 
-/// Blocks of a chunk of 64 columns.
-const CHUNK_PAIRS: usize = 8;
+/// Blocks of a run.
+const RUN_PAIRS: usize = RUN_COLS / PAIR_COLS;
 
 /// Tables that stay in L1 while all tiles are multiplied with them: 4 bytes of entries for each column and rank.
 const STRIP_BYTES: usize = 16 << 10;
@@ -49,17 +51,13 @@ pub struct SignTableShape {
 }
 
 impl SignTableShape {
-    /// The tables of one `i` in a whole run.
-    const fn run(cols: usize) -> TableShape {
-        TableShape { cols, group: RUN_COLS }
-    }
     /// Bytes of table entries, `[run][rank][cols / 8][2][16]`: the activations padded to 8.
     pub const fn entries_len(self) -> usize {
-        SignTableShape::run(self.cols).entries_len().saturating_mul(self.rank)
+        (self.cols.div_ceil(PAIR_COLS) * PAIR_BYTES).saturating_mul(self.rank)
     }
-    /// Floats of scales, `[run][rank][numbers of a group]`.
+    /// Floats of scales, `[run][rank][3]`: delta, the activation that is not in the tables, and where that is in the run.
     pub const fn scales_len(self) -> usize {
-        SignTableShape::run(self.cols).scales_len().saturating_mul(self.rank)
+        (self.cols.div_ceil(RUN_COLS) * PER_CHUNK).saturating_mul(self.rank)
     }
 
     fn check(self, entries: usize, scales: usize) -> Result<()> {
@@ -147,22 +145,15 @@ impl Kernel for BuildSigns<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let rank = self.w.rank();
-        let run = SignTableShape::run(RUN_COLS);
-        let entries = self.entries.chunks_mut(run.entries_len() * rank);
-        let scales = self.scales.chunks_mut(run.scales_len() * rank);
+        let entries = self.entries.chunks_mut(RUN_PAIRS * PAIR_BYTES * rank);
+        let scales = self.scales.as_chunks_mut().0.chunks_mut(rank);
         for (g, ((x, entries), scales)) in self.x.chunks(RUN_COLS).zip(entries).zip(scales).enumerate() {
-            let shape = SignTableShape::run(x.len());
-            let entries = entries.chunks_exact_mut(shape.entries_len());
-            let scales = scales.chunks_exact_mut(shape.scales_len());
+            let entries = entries.chunks_exact_mut(x.len().div_ceil(PAIR_COLS) * PAIR_BYTES);
             for (i, (entries, scales)) in entries.zip(scales).enumerate() {
                 let v = &self.w.row_v(i)[2 * (self.from + g * RUN_COLS)..][..2 * x.len()];
                 let mut vx = [0.0; RUN_COLS];
                 times(s, v, x, &mut vx);
-                Build { shape, x: &vx[..x.len()], entries, scales: &mut *scales }.run(s);
-                for numbers in scales[1..].as_chunks_mut::<PER_CHUNK>().0 {
-                    numbers[0] *= 2.0;
-                    numbers[1] *= 2.0;
-                }
+                *scales = chunk_tables::<S, RUN_COLS>(s, &vx[..x.len()], entries);
             }
         }
     }
@@ -230,31 +221,27 @@ impl<const B: usize, const T: usize> Kernel for Product<'_, B, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (run, rank) = (SignTableShape::run(RUN_COLS), B * T);
-        let runs = (STRIP_BYTES / (run.entries_len() * rank)).max(1);
-        let pairs = runs * RUN_COLS / PAIR_COLS;
+        let Product { w, t, first, ahead, y } = self;
+        let rank = B * T;
+        let run_bytes = RUN_PAIRS * PAIR_BYTES * rank;
+        let runs = (STRIP_BYTES / run_bytes).max(1);
         // Behind a strip of a tile comes that of the next tile.
-        let row = self.w.shape().pairs();
-        let ahead = if self.ahead > 0 && pairs < row { self.w.shape().tile_bytes() } else { self.ahead };
-        let entries = self.t.entries.chunks(runs * run.entries_len() * rank);
-        let scales = self.t.scales.chunks(runs * run.scales_len() * rank);
-        for (i, (entries, scales)) in entries.zip(scales).enumerate() {
-            for (j, y) in self.y.iter_mut().enumerate() {
-                let tile = self.first + j;
-                let signs = &self.w.tile_signs(tile).as_chunks().0[i * pairs..];
-                let signs = &signs[..pairs.min(signs.len())];
+        let whole = runs * RUN_PAIRS >= w.shape().pairs();
+        let ahead = if ahead == 0 || whole { ahead } else { w.shape().tile_bytes() };
+        let entries = t.entries.chunks(runs * run_bytes);
+        let scales = t.scales.as_chunks().0.chunks(runs * rank);
+        for (strip, (entries, scales)) in entries.zip(scales).enumerate() {
+            for (tile, y) in (first..).zip(&mut *y) {
+                let signs = &w.tile_signs(tile).as_chunks().0[strip * runs * RUN_PAIRS..];
+                let tables = entries.chunks(run_bytes).zip(scales.chunks_exact(rank));
                 let mut acc = s.rows_load(y);
-                let entries = entries.chunks(run.entries_len() * rank);
-                let scales = scales.chunks_exact(run.scales_len() * rank);
-                for ((signs, entries), scales) in signs.chunks(RUN_COLS / PAIR_COLS).zip(entries).zip(scales)
-                {
-                    for b in 0..B {
-                        let h = sums::<S, T>(s, signs, entries, scales, b, if b == 0 { ahead } else { 0 });
-                        for t in 0..T {
-                            let u = s.rows_load_f16(&self.w.tile_u(b * T + t, tile));
-                            acc = s.rows_fma(u, h[t], acc);
-                        }
-                    }
+                for (signs, (entries, scales)) in signs.chunks(RUN_PAIRS).zip(tables) {
+                    let run = Run::<B, T> { w, tile, entries, scales, ahead };
+                    acc = match signs.as_array::<RUN_PAIRS>() {
+                        // With its length spelled out, a whole run is compiled apart.
+                        Some(signs) => run.add(s, signs, acc),
+                        None => run.add(s, signs, acc),
+                    };
                 }
                 s.rows_store(acc, y);
             }
@@ -262,28 +249,96 @@ impl<const B: usize, const T: usize> Kernel for Product<'_, B, T> {
     }
 }
 
-/// `h_i` of a run for the `T` numbers `i` from `b T` on.
-#[inline(always)]
-fn sums<S: Simd, const T: usize>(
-    s: S,
-    signs: &[[u8; 32]],
-    entries: &[u8],
-    scales: &[f32],
-    b: usize,
+/// One tile and the tables of one run.
+struct Run<'a, const B: usize, const T: usize> {
+    w: &'a SignLevel<'a>,
+    tile: usize,
+    /// `[rank][pair]`.
+    entries: &'a [u8],
+    /// `[rank][delta, apart, at]`.
+    scales: &'a [[f32; PER_CHUNK]],
     ahead: usize,
-) -> [S::Rows; T] {
-    let per_run = SignTableShape::run(RUN_COLS).scales_len();
-    let (entries, _) = entries.as_chunks::<32>();
-    let mut group = Group::<1, T> { entries: [&[]; T], numbers: [&[]; T], planes: [signs], ahead };
-    for t in 0..T {
-        let i = b * T + t;
-        group.entries[t] = &entries[i * signs.len()..][..signs.len()];
-        group.numbers[t] = &scales[i * per_run..][..per_run];
+}
+
+impl<const B: usize, const T: usize> Run<'_, B, T> {
+    /// Adds all `u_i h_i` to `acc`.
+    #[inline(always)]
+    fn add<S: Simd>(&self, s: S, signs: &[[u8; 32]], mut acc: S::Rows) -> S::Rows {
+        let (all, _) = self.entries.as_chunks::<32>();
+        let n = signs.len();
+        // Shared by all tables, where that is worth it: from 16 on, and where making them is half of a look-up. The last is
+        // of a lone block and zeros, if anything.
+        let mut nibbles = [s.nibbles(&[0; 64]); RUN_PAIRS / 2];
+        let (twos, lone) = two_blocks(signs);
+        let shared = B > 2 || (B > 1 && S::WIDES > 16);
+        if shared {
+            for (nibbles, two) in nibbles.iter_mut().zip(twos) {
+                *nibbles = s.nibbles(two);
+            }
+            if !n.is_multiple_of(2) {
+                nibbles[n / 2] = s.nibbles(&padded(lone));
+            }
+            if self.ahead > 0 {
+                prefetch_lines(s, signs.as_flattened(), self.ahead);
+            }
+        }
+        for b in 0..B {
+            let mut entries = [all; T];
+            for t in 0..T {
+                entries[t] = &all[(b * T + t) * n..][..n];
+            }
+            let a = match shared {
+                true => sums_of(s, entries, &nibbles[..n.div_ceil(2)]),
+                false => sums::<S, 1, T>(s, entries, [signs], if b == 0 { self.ahead } else { 0 })[0],
+            };
+            for t in 0..T {
+                let i = b * T + t;
+                let [delta, apart, at] = self.scales[i];
+                let mut h = s.rows_splat(0.0);
+                if apart != 0.0 {
+                    let at = at as usize;
+                    h = s.rows_add_signed(h, &signs[at / PAIR_COLS], at % PAIR_COLS, apart);
+                }
+                h = s.rows_fma(s.sums_to_rows(a[t]), s.rows_splat(delta), h);
+                acc = s.rows_fma(halves(s, self.w.tile_u(i, self.tile)), h, acc);
+            }
+        }
+        acc
     }
-    let zero = [[s.rows_splat(0.0); T]];
-    let [h] = match signs.len() == RUN_COLS / PAIR_COLS {
-        true => group.whole::<S, CHUNK_PAIRS>(s, zero),
-        false => group.any(s, CHUNK_PAIRS, zero),
-    };
-    h
+}
+
+/// The integer sums of `T` tables, looked up with nibbles that are ready.
+#[inline(always)]
+fn sums_of<S: Simd, const T: usize>(s: S, entries: [&[[u8; 32]]; T], nibbles: &[S::Nibbles]) -> [S::Sums; T] {
+    let n = entries[0].len();
+    let entries = entries.map(two_blocks);
+    let mut acc = [s.acc_less(2 * n as u16 * u16::from(BIAS)); T];
+    for j in 0..n / 2 {
+        for t in 0..T {
+            acc[t] = s.accumulate(acc[t], s.tables(&entries[t].0[j]), nibbles[j]);
+        }
+    }
+    if !n.is_multiple_of(2) {
+        for t in 0..T {
+            acc[t] = s.accumulate(acc[t], s.tables(&padded(entries[t].1)), nibbles[n / 2]);
+        }
+    }
+    let mut out = [s.sums(acc[0]); T];
+    for t in 1..T {
+        out[t] = s.sums(acc[t]);
+    }
+    out
+}
+
+/// 32 half floats, or as many as there are and zeros.
+#[inline(always)]
+fn halves<S: Simd>(s: S, u: &[u8]) -> S::Rows {
+    match u.first_chunk() {
+        Some(u) => s.rows_load_f16(u),
+        None => {
+            let mut filled = [0; 2 * TILE_ROWS];
+            filled[..u.len()].copy_from_slice(u);
+            s.rows_load_f16(&filled)
+        }
+    }
 }

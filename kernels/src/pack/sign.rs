@@ -117,19 +117,12 @@ impl<'a> SignLevel<'a> {
         &self.signs[tile * bytes..(tile + 1) * bytes]
     }
 
-    /// `u[i]` of one tile's rows: whole in the matrix, or filled up with zeros.
+    /// `u[i]` of one tile's rows as f16, of less than 32 in a short tile.
     #[inline(always)]
-    pub(crate) fn tile_u(&self, i: usize, tile: usize) -> [u8; 2 * TILE_ROWS] {
-        let u = &self.u[2 * (i * self.shape.rows + tile * TILE_ROWS)..];
-        let rows = (self.shape.rows - tile * TILE_ROWS).min(TILE_ROWS);
-        match u.first_chunk() {
-            Some(u) if rows == TILE_ROWS => *u,
-            _ => {
-                let mut filled = [0; 2 * TILE_ROWS];
-                filled[..2 * rows].copy_from_slice(&u[..2 * rows]);
-                filled
-            }
-        }
+    pub(crate) fn tile_u(&self, i: usize, tile: usize) -> &'a [u8] {
+        let from = tile * TILE_ROWS;
+        let rows = (self.shape.rows - from).min(TILE_ROWS);
+        &self.u[2 * (i * self.shape.rows + from)..][..2 * rows]
     }
 
     /// `v[i]` as f16, `[cols]`.
