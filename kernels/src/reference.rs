@@ -134,6 +134,31 @@ pub fn expand(w: &Packed<'_>, row: usize) -> (Vec<u8>, Vec<(f32, f32)>) {
     (codes, params)
 }
 
+/// The codes of [`crate::dot::rebuild()`] of row `row`, and the scale of each 32 of them.
+///
+/// # Errors
+/// As [`SignLevel::add_row`].
+pub fn rebuild(levels: &[SignLevel<'_>], row: usize) -> Result<(Vec<u8>, Vec<f32>)> {
+    let mut w = vec![0.0; levels.first().map_or(0, |level| level.shape().cols)];
+    levels.iter().try_for_each(|level| level.add_row(row, &mut w))?;
+    let (mut codes, mut scales) = (vec![], vec![]);
+    for w in w.chunks(32) {
+        let least = w.iter().fold(0.0f32, |most, w| if w.abs() > most { w.abs() } else { most }) / 127.0;
+        let mut d = f16::from_f32(least);
+        if d.to_f32() < least {
+            d = f16::from_bits(d.to_bits() + 1);
+        }
+        let d = d.to_f32();
+        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+        codes.extend(w.iter().map(|w| {
+            let x = w * inverse;
+            (if x.abs() <= 256.0 { x.round_ties_even() } else { 0.0 } + 128.0) as u8
+        }));
+        scales.push(d);
+    }
+    Ok((codes, scales))
+}
+
 /// `step(accumulator, row, group, its activations, its codes)` over all groups of each row.
 fn rows(w: &Packed<'_>, x: &[f32], step: impl Fn(f32, usize, usize, &[f32], &[u8]) -> f32) -> Vec<f32> {
     let mut codes = vec![0u8; w.group()];

@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::isa::Isa;
 use crate::pack::p32::{PAIR_COLS, TILE_ROWS};
 use crate::pack::{RANKS, SignLevel};
-use crate::simd::{BIAS, Kernel, LANES, Simd, blocks, load_tail, prefetch_lines};
+use crate::simd::{BIAS, Kernel, LANES, Simd, blocks, halves, load_tail, prefetch_lines};
 use core::ops::Range;
 
 /// Columns whose activations share a table scale, and whose sums are multiplied by `u` together: a run.
@@ -328,17 +328,4 @@ fn sums_of<S: Simd, const T: usize>(s: S, entries: [&[[u8; 32]]; T], nibbles: &[
         out[t] = s.sums(acc[t]);
     }
     out
-}
-
-/// 32 half floats, or as many as there are and zeros.
-#[inline(always)]
-fn halves<S: Simd>(s: S, u: &[u8]) -> S::Rows {
-    match u.first_chunk() {
-        Some(u) => s.rows_load_f16(u),
-        None => {
-            let mut filled = [0; 2 * TILE_ROWS];
-            filled[..u.len()].copy_from_slice(u);
-            s.rows_load_f16(&filled)
-        }
-    }
 }

@@ -1,6 +1,7 @@
 //! Levels of signs against their slow twin, bit for bit on every tier, and against their weights.
 
 use crate::common::{Rng, Signs, activations, same};
+use lutite_kernels::dot::{Block, Tokens, product, quantize, rebuild, rebuilt_bytes};
 use lutite_kernels::isa::Isa;
 use lutite_kernels::lut::{SignTableShape, SignTables, sign, sign_lut};
 use lutite_kernels::pack::{PlaneShape, RANKS, SignLevel};
@@ -179,4 +180,86 @@ fn empty_and_unfitting_inputs_are_errors_or_nothing() {
         add(isa, &zero.view(), &activations(&mut rng, cols, 0), 1, 1, &mut y);
         assert!(y.iter().all(|y| *y == 1.0));
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn rebuilt_tiles_equal_the_slow_twin_in_bits(
+        seed: u64,
+        rows in 1usize..100,
+        cols in 1usize..200,
+        ranks in prop::collection::vec(prop::sample::select(RANKS.to_vec()), 1..5),
+        style in 0usize..6,
+        tiles in 1usize..4,
+    ) {
+        let mut rng = Rng(seed);
+        let mut levels: Vec<_> = ranks.iter().map(|rank| Signs::random(&mut rng, rows, cols, *rank)).collect();
+        match style {
+            1 => levels[0].u.fill(0),
+            // The smallest numbers, the largest, infinities.
+            2 => levels.iter_mut().for_each(|l| l.v.as_chunks_mut().0.fill([1, 0])),
+            3 => levels.iter_mut().for_each(|l| l.v.as_chunks_mut().0.fill([0xff, 0x7b])),
+            4 => levels[0].v.as_chunks_mut().0.fill([0, 0x7c]),
+            _ => {}
+        }
+        let views: Vec<_> = levels.iter().map(Signs::view).collect();
+        for isa in Isa::available() {
+            let all = views[0].shape().tiles();
+            for from in (0..all).step_by(tiles) {
+                let part = from..(from + tiles).min(all);
+                // One byte off, and longer than asked for.
+                let mut out = vec![0xa5; rebuilt_bytes(part.len(), cols) + 3];
+                let w = rebuild(isa, &views, part.clone(), &mut out[1..]).unwrap();
+                for row in 32 * from..(32 * part.end).min(rows) {
+                    let (codes, scales) = reference::rebuild(&views, row).unwrap();
+                    let found: Vec<_> = (0..scales.len()).map(|g| w.coefficient(row - 32 * from, g, 0)).collect();
+                    prop_assert!(same(&found, &scales), "{} row {row}", isa.name());
+                    let field = w.parts()[0];
+                    for (c, code) in codes.iter().enumerate() {
+                        let at = ((row / 32 - from) * cols.div_ceil(32) * 8 + c / 4) * 128 + row % 32 * 4 + c % 4;
+                        prop_assert_eq!(field[at], *code, "{} row {} column {}", isa.name(), row, c);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Both ways to multiply agree within the rounding of either.
+#[test]
+fn rebuilt_tiles_multiply_as_levels_do() {
+    let mut rng = Rng(17);
+    let isa = Isa::detect();
+    let (rows, cols) = (96, 1024);
+    let levels = [16, 2, 1].map(|rank| Signs::random(&mut rng, rows, cols, rank));
+    let views: Vec<_> = levels.iter().map(Signs::view).collect();
+    let x: Vec<f32> = (0..cols).map(|_| rng.normal()).collect();
+    let mut by_tables = vec![0.0; rows];
+    views.iter().for_each(|level| add(isa, level, &x, 4, 3, &mut by_tables));
+    let mut out = vec![0; rebuilt_bytes(3, cols)];
+    let w = rebuild(isa, &views, 0..3, &mut out).unwrap();
+    let mut blocks = vec![Block::default(); cols / 32];
+    quantize(isa, [&x[..]], &mut blocks).unwrap();
+    let mut by_codes = vec![[0.0; 32]; 3];
+    product(isa, &w, Tokens::One(&blocks), 0..3, 0, &mut by_codes).unwrap();
+    let energy: f32 = by_tables.iter().map(|y| y * y).sum();
+    let error: f32 = by_tables.iter().zip(by_codes.as_flattened()).map(|(a, b)| (a - b).powi(2)).sum();
+    println!("apart by {:.1e}", error / energy);
+    assert!(error / energy < 3e-4, "{}", error / energy);
+}
+
+#[test]
+fn what_cannot_be_rebuilt_is_an_error() {
+    let mut rng = Rng(2);
+    let isa = Isa::detect();
+    let (a, b) = (Signs::random(&mut rng, 40, 64, 2), Signs::random(&mut rng, 40, 65, 2));
+    let mut out = vec![0; rebuilt_bytes(2, 64)];
+    rebuild(isa, &[a.view()], 0..2, &mut out).unwrap();
+    rebuild(isa, &[a.view()], 1..1, &mut []).unwrap();
+    assert!(rebuild(isa, &[], 0..0, &mut out).is_err());
+    assert!(rebuild(isa, &[a.view(), b.view()], 0..1, &mut out).is_err());
+    assert!(rebuild(isa, &[a.view()], 1..3, &mut out).is_err());
+    assert!(rebuild(isa, &[a.view()], 0..2, &mut out[1..]).is_err());
 }
