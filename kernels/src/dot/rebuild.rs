@@ -176,11 +176,13 @@ fn largest<S: Simd>(s: S, w: &[Rows; BLOCK_COLS]) -> Rows {
 fn fill(w: &[Rows; 4], inverse: &Rows, n: usize, codes: &mut [u8; UNIT_BYTES]) {
     let mut center = [0; 4];
     center[..n.min(4)].fill(i32::from(CENTER));
-    for (r, codes) in codes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-        let mut four = 0;
-        for c in 0..4 {
-            four |= (rounded(w[c][r] * inverse[r]) + center[c]) << (8 * c);
+    let mut four = [0; TILE_ROWS];
+    for c in 0..4 {
+        for r in 0..TILE_ROWS {
+            four[r] |= (rounded(w[c][r] * inverse[r]) + center[c]) << (8 * c);
         }
+    }
+    for (codes, four) in codes.as_chunks_mut().0.iter_mut().zip(four) {
         *codes = four.to_le_bytes();
     }
 }
