@@ -147,7 +147,7 @@ impl Product {
 }
 
 /// Laplace distributed: like a model's, a few are far above the others.
-fn activations(n: usize) -> Vec<f32> {
+pub fn activations(n: usize) -> Vec<f32> {
     let mut state = 1_u64;
     let mut uniform = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -3,7 +3,7 @@
 
 use crate::attention::{KvType, SPAN};
 use crate::error::Result;
-use crate::pack::Packed;
+use crate::pack::{Packed, SignLevel};
 use half::f16;
 
 /// `y[r] = sum over c of w[r][c] x[c]` in f64 over the dequantized weights: what the numbers mean.
@@ -41,6 +41,24 @@ pub fn gemv_lut(w: &Packed<'_>, x: &[f32]) -> Vec<f32> {
         }
         w.coefficient(r, g, planes).mul_add(sum, acc)
     })
+}
+
+/// Adds a level's products to `y` by the arithmetic of [`crate::lut::sign`], one row and one number `i` at a time: equal in
+/// bits to every tier. `x` has the columns of `w`, `y` its rows.
+pub fn sign_lut(w: &SignLevel<'_>, x: &[f32], y: &mut [f32]) {
+    for (r, y) in y.iter_mut().enumerate() {
+        for (g, x) in x.chunks(256).enumerate() {
+            let bits: Vec<u8> = (0..x.len()).map(|c| u8::from(w.sign(r, 256 * g + c) > 0.0)).collect();
+            for i in 0..w.rank() {
+                let vx: Vec<f32> = x.iter().enumerate().map(|(c, x)| w.v(i, 256 * g + c) * x).collect();
+                let (apart, vx) = apart(&vx);
+                let apart = apart.map_or(0.0, |(at, x)| if bits[at] == 1 { x } else { -x });
+                let (inv, delta) = table_scale(&vx);
+                let a: i32 = vx.chunks(4).zip(bits.chunks(4)).map(|(x, b)| entry(x, b, 0, inv)).sum();
+                *y = w.u(i, r).mul_add((a as f32).mul_add(delta, apart), *y);
+            }
+        }
+    }
 }
 
 /// The integer arithmetic of [`crate::dot`], one weight at a time: equal in bits to every tier. `x` has the columns of
@@ -114,6 +132,31 @@ pub fn expand(w: &Packed<'_>, row: usize) -> (Vec<u8>, Vec<(f32, f32)>) {
         params.push((d, m));
     }
     (codes, params)
+}
+
+/// The codes of [`crate::dot::rebuild()`] of row `row`, and the scale of each 32 of them.
+///
+/// # Errors
+/// As [`SignLevel::add_row`].
+pub fn rebuild(levels: &[SignLevel<'_>], row: usize) -> Result<(Vec<u8>, Vec<f32>)> {
+    let mut w = vec![0.0; levels.first().map_or(0, |level| level.shape().cols)];
+    levels.iter().try_for_each(|level| level.add_row(row, &mut w))?;
+    let (mut codes, mut scales) = (vec![], vec![]);
+    for w in w.chunks(32) {
+        let least = w.iter().fold(0.0f32, |most, w| if w.abs() > most { w.abs() } else { most }) / 127.0;
+        let mut d = f16::from_f32(least);
+        if d.to_f32() < least {
+            d = f16::from_bits(d.to_bits() + 1);
+        }
+        let d = d.to_f32();
+        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+        codes.extend(w.iter().map(|w| {
+            let x = w * inverse;
+            (if x.abs() <= 256.0 { x.round_ties_even() } else { 0.0 } + 128.0) as u8
+        }));
+        scales.push(d);
+    }
+    Ok((codes, scales))
 }
 
 /// `step(accumulator, row, group, its activations, its codes)` over all groups of each row.

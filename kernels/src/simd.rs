@@ -270,6 +270,19 @@ pub(crate) fn rows_f16<S: Simd>(s: S, params: &[u8], k: usize) -> S::Rows {
     s.rows_load_f16(&params.as_chunks().0[k])
 }
 
+/// 32 half floats, or as many as there are and zeros.
+#[inline(always)]
+pub(crate) fn halves<S: Simd>(s: S, x: &[u8]) -> S::Rows {
+    match x.first_chunk() {
+        Some(x) => s.rows_load_f16(x),
+        None => {
+            let mut filled = [0; 2 * TILE];
+            filled[..x.len()].copy_from_slice(x);
+            s.rows_load_f16(&filled)
+        }
+    }
+}
+
 /// The `k`th 32 signed bytes of `params` times their scales. The product of an int8 and a half is exact in f32.
 #[inline(always)]
 pub(crate) fn rows_scaled<S: Simd>(s: S, params: &[u8], k: usize, scale: S::Rows) -> S::Rows {

@@ -37,7 +37,7 @@ const BITS: usize = 8;
 const TRIED: usize = 8;
 
 /// One number of each row of a tile.
-type Rows = [f32; TILE_ROWS];
+pub(super) type Rows = [f32; TILE_ROWS];
 
 /// Bytes of `tiles` tiles of `cols` columns in groups of `group`, as [`expand`] makes them; saturating.
 pub const fn expanded_bytes(tiles: usize, cols: usize, group: usize) -> usize {
@@ -153,7 +153,7 @@ fn steps<S: Simd>(
     for r in 0..TILE_ROWS {
         m[r] = coefficients[planes][r] - d[r] * offset[r] as f32;
     }
-    halves(s, &m, m_out);
+    to_halves(s, &m, m_out);
     steps
 }
 
@@ -202,9 +202,9 @@ fn finest(scales: &[Rows]) -> Rows {
 
 /// `d` rounded up to half floats, which go to `out` too; returns its inverse.
 #[inline(always)]
-fn up_to_half<S: Simd>(s: S, d: &mut Rows, out: &mut [u8]) -> Rows {
+pub(super) fn up_to_half<S: Simd>(s: S, d: &mut Rows, out: &mut [u8]) -> Rows {
     let least = *d;
-    halves(s, &least, out);
+    to_halves(s, &least, out);
     for (d, half) in d.as_chunks_mut().0.iter_mut().zip(out.as_chunks().0) {
         s.store(s.load_f16(half), d);
     }
@@ -226,7 +226,7 @@ fn up_to_half<S: Simd>(s: S, d: &mut Rows, out: &mut [u8]) -> Rows {
 
 /// The nearest integer, to even, of numbers within +-256; 0 of others. A cast would look at each for itself.
 #[inline(always)]
-fn rounded(x: f32) -> i32 {
+pub(super) fn rounded(x: f32) -> i32 {
     /// From here on floats are the integers, one by one.
     const INTEGERS: f32 = 12_582_912.0;
     let x = if x.abs() <= 256.0 { x } else { 0.0 };
@@ -235,7 +235,7 @@ fn rounded(x: f32) -> i32 {
 
 /// 32 numbers as half floats.
 #[inline(always)]
-fn halves<S: Simd>(s: S, x: &Rows, out: &mut [u8]) {
+fn to_halves<S: Simd>(s: S, x: &Rows, out: &mut [u8]) {
     for (x, out) in x.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
         s.store_f16(s.load(x), out);
     }

@@ -207,7 +207,7 @@ impl<'a> Tile<'a> {
 
 /// A chunk's exact integer sums: its tables `entries` of `T` tokens, looked up with its blocks of `Q` planes, as many.
 #[inline(always)]
-fn sums<S: Simd, const Q: usize, const T: usize>(
+pub(super) fn sums<S: Simd, const Q: usize, const T: usize>(
     s: S,
     entries: [&[[u8; 32]]; T],
     planes: [&[[u8; 32]]; Q],
@@ -254,13 +254,13 @@ fn sums<S: Simd, const Q: usize, const T: usize>(
 
 /// Blocks by twos, and a last one where their number is odd.
 #[inline(always)]
-fn two_blocks(blocks: &[[u8; 32]]) -> (&[[u8; 64]], &[u8]) {
+pub(super) fn two_blocks(blocks: &[[u8; 32]]) -> (&[[u8; 64]], &[u8]) {
     blocks.as_flattened().as_chunks()
 }
 
 /// A block and zeros: tables of zeros add nothing, whatever is looked up in them.
 #[inline(always)]
-fn padded(block: &[u8]) -> [u8; 64] {
+pub(super) fn padded(block: &[u8]) -> [u8; 64] {
     let mut two = [0; 64];
     two[..block.len()].copy_from_slice(block);
     two

@@ -150,36 +150,45 @@ impl Kernel for Build<'_> {
             scales[0] = sum(s, x);
             let chunks = x.chunks(chunk).zip(entries.chunks_mut(chunk / PAIR_COLS * PAIR_BYTES));
             for ((x, entries), numbers) in chunks.zip(scales[1..].as_chunks_mut::<PER_CHUNK>().0) {
-                let mut filled = [0.0; MAX_CHUNK];
-                filled[..x.len()].copy_from_slice(x);
-                let (blocks, _) = filled[..x.len().next_multiple_of(4 * LANES)].as_chunks_mut();
-                let mut m = max_tuple(s, blocks);
-                if m.is_finite() {
-                    let at = largest(s, blocks);
-                    let apart = core::mem::take(&mut blocks[at / (4 * LANES)][at % (4 * LANES)]);
-                    let others = max_tuple(s, blocks);
-                    if others < APART * m {
-                        (numbers[1], numbers[2], m) = (0.5 * apart, at as f32, others);
-                    } else {
-                        blocks[at / (4 * LANES)][at % (4 * LANES)] = apart;
-                    }
-                }
-                // Below 1e-30 the inverse would leave f32's range, and the products f32's precision.
-                let (inv, delta) = if !m.is_finite() {
-                    (0.0, f32::NAN)
-                } else if m < 1e-30 {
-                    (0.0, 0.0)
-                } else {
-                    (127.0 / m, m / 127.0)
-                };
-                numbers[0] = 0.5 * delta;
-                let (pairs, _) = blocks.as_flattened().as_chunks();
-                for (x, entries) in pairs.iter().zip(entries.as_chunks_mut().0) {
-                    s.build_tables(x, inv, entries);
-                }
+                let [delta, apart, at] = chunk_tables::<S, MAX_CHUNK>(s, x, entries);
+                *numbers = [0.5 * delta, 0.5 * apart, at];
             }
         }
     }
+}
+
+/// The entries of one chunk of up to `N` activations, a multiple of 32; returns delta, the activation that is not in them, or
+/// 0, and where that is.
+#[inline(always)]
+pub(super) fn chunk_tables<S: Simd, const N: usize>(s: S, x: &[f32], entries: &mut [u8]) -> [f32; PER_CHUNK] {
+    let mut filled = [0.0; N];
+    filled[..x.len()].copy_from_slice(x);
+    let (blocks, _) = filled[..x.len().next_multiple_of(4 * LANES)].as_chunks_mut();
+    let mut m = max_tuple(s, blocks);
+    let (mut left, mut place) = (0.0, 0.0);
+    if m.is_finite() {
+        let at = largest(s, blocks);
+        let apart = core::mem::take(&mut blocks[at / (4 * LANES)][at % (4 * LANES)]);
+        let others = max_tuple(s, blocks);
+        if others < APART * m {
+            (left, place, m) = (apart, at as f32, others);
+        } else {
+            blocks[at / (4 * LANES)][at % (4 * LANES)] = apart;
+        }
+    }
+    // Below 1e-30 the inverse would leave f32's range, and the products f32's precision.
+    let (inv, delta) = if !m.is_finite() {
+        (0.0, f32::NAN)
+    } else if m < 1e-30 {
+        (0.0, 0.0)
+    } else {
+        (127.0 / m, m / 127.0)
+    };
+    let (pairs, _) = blocks.as_flattened().as_chunks();
+    for (x, entries) in pairs.iter().zip(entries.as_chunks_mut().0) {
+        s.build_tables(x, inv, entries);
+    }
+    [delta, left, place]
 }
 
 /// Where the largest magnitude is, the first of several.

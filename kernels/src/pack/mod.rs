@@ -13,10 +13,13 @@
 pub mod c32;
 pub mod p32;
 pub mod params;
+mod sign;
 mod view;
 
 pub use p32::PlaneShape;
 pub use params::ParamKind;
+pub(crate) use sign::RANKS_LIST;
+pub use sign::{RANKS, SignLevel};
 pub use view::Packed;
 
 /// Planes that a packed matrix may have at most.

@@ -2,13 +2,13 @@
 //! machines of different architectures can be compared as well (`.ci/run aarch64`).
 
 use crate::attention::{Cache, kv_types};
-use crate::common::{HLQ, Matrix, Rng, UNIFORM};
+use crate::common::{HLQ, Matrix, Rng, Signs, UNIFORM};
 use lutite_kernels::attention::KvLayout;
 use lutite_kernels::dot::{Block, Tokens, product, quantize};
 use lutite_kernels::isa::Isa;
-use lutite_kernels::lut::{TableShape, Tables, gemv, table};
+use lutite_kernels::lut::{SignTableShape, SignTables, TableShape, Tables, gemv, sign, sign_lut, table};
 use lutite_kernels::ops::{act, norm, rope, softmax};
-use lutite_kernels::pack::GROUPS;
+use lutite_kernels::pack::{GROUPS, RANKS};
 use lutite_kernels::plain::{self, PlainType};
 
 /// FNV-1a, 64 bits.
@@ -60,6 +60,26 @@ fn look_ups(isa: Isa, h: &mut Hash) {
                 h.floats(&y.as_flattened()[..rows]);
             }
         }
+    }
+}
+
+/// Tables and products of levels of signs, for every rank, on odd shapes.
+fn signs(isa: Isa, h: &mut Hash) {
+    let mut rng = Rng(15);
+    for rank in RANKS {
+        let (rows, cols) = (1 + rng.below(80), 1 + rng.below(600));
+        let m = Signs::random(&mut rng, rows, cols, rank);
+        let x = vector(&mut rng, cols);
+        let shape = SignTableShape { cols, rank };
+        let mut entries = vec![0; shape.entries_len()];
+        let mut scales = vec![0.0; shape.scales_len()];
+        sign::build(isa, &m.view(), 0, &x, &mut entries, &mut scales).unwrap();
+        h.bytes(&entries);
+        h.floats(&scales);
+        let t = SignTables::new(shape, &entries, &scales).unwrap();
+        let mut y = vec![[1.0; 32]; m.shape.tiles()];
+        sign_lut(isa, &m.view(), &t, 0..m.shape.tiles(), 4096, &mut y).unwrap();
+        h.floats(&y.as_flattened()[..rows]);
     }
 }
 
@@ -141,8 +161,9 @@ fn products(isa: Isa, h: &mut Hash) {
 #[test]
 fn bits_of_every_kernel() {
     type Family = (&'static str, fn(Isa, &mut Hash));
-    let families: [Family; 4] = [
+    let families: [Family; 5] = [
         ("look-ups", look_ups),
+        ("signs", signs),
         ("operations", operations),
         ("attention", attention),
         ("products", products),

@@ -1,7 +1,7 @@
 //! Random packed matrices and activations, from a seed.
 
 use half::f16;
-use lutite_kernels::pack::{Packed, ParamKind, PlaneShape, c32, p32};
+use lutite_kernels::pack::{Packed, ParamKind, PlaneShape, SignLevel, c32, p32};
 
 /// SplitMix64 (Steele, Lea, Flood 2014): small, seedable, good enough for test data.
 pub(crate) struct Rng(pub(crate) u64);
@@ -82,6 +82,30 @@ impl Matrix {
         let parts: Vec<&[u8]> = self.parts.iter().map(Vec::as_slice).collect();
         let Matrix { shape, group, kind, planes, .. } = *self;
         Packed::new(shape, group, kind, planes, &parts, &self.params, &self.row_scales).unwrap()
+    }
+}
+
+/// A level of signs that owns its buffers.
+pub(crate) struct Signs {
+    pub(crate) shape: PlaneShape,
+    pub(crate) rank: usize,
+    pub(crate) signs: Vec<u8>,
+    pub(crate) u: Vec<u8>,
+    pub(crate) v: Vec<u8>,
+}
+
+impl Signs {
+    pub(crate) fn random(rng: &mut Rng, rows: usize, cols: usize, rank: usize) -> Signs {
+        let m = Matrix::random(rng, rows, cols, 1, 32, ParamKind::Hlq16);
+        let mut halves =
+            |n: usize| (0..n).flat_map(|_| f16::from_f32(rng.normal() * 0.05).to_le_bytes()).collect();
+        let (u, v) = (halves(rank * rows), halves(rank * cols));
+        let [signs] = m.parts.try_into().unwrap();
+        Signs { shape: m.shape, rank, signs, u, v }
+    }
+
+    pub(crate) fn view(&self) -> SignLevel<'_> {
+        SignLevel::new(self.shape, self.rank, &self.signs, &self.u, &self.v).unwrap()
     }
 }
 

@@ -6,3 +6,4 @@ mod common;
 mod dot;
 mod gemv;
 mod ops;
+mod sign;

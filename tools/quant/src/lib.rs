@@ -5,6 +5,7 @@
 
 pub mod allocate;
 pub mod als;
+pub mod bitstack;
 pub mod calibrate;
 pub mod cd;
 mod error;
