@@ -66,9 +66,22 @@ pub fn allocate(
     size: Size,
     method: &str,
 ) -> Result<Allocation> {
-    let with = |bits: &dyn Fn(usize) -> Bits| with(options, sensitivities, bits);
-    let levels: Vec<Bits> = COST.iter().map(|(q, _)| Bits::Planes(*q)).chain([Bits::Exact]).collect();
-    let hulls = hulls(source, options, sensitivities, &levels)?;
+    let with = |bits: &dyn Fn(usize) -> Bits| -> PackOptions {
+        let each = sensitivities.iter().enumerate().map(|(i, s)| (s.name.clone(), bits(i)));
+        PackOptions { bits: Bits::Exact, head: None, each: each.collect(), ..options.clone() }
+    };
+    let mut choices = vec![Vec::new(); sensitivities.len()];
+    let costs = COST.iter().map(|(q, cost)| (Bits::Planes(*q), *cost)).chain([(Bits::Exact, 0.0)]);
+    for (bits, cost) in costs {
+        let plan = Plan::new(source, &with(&|_| bits))?;
+        let bytes: BTreeMap<&str, u64> = plan.matrices().map(|m| (m.name, m.bytes)).collect();
+        for (s, choices) in sensitivities.iter().zip(&mut choices) {
+            let missing = || Error::Options(format!("the model has no matrix {}", s.name));
+            let bytes = *bytes.get(s.name.as_str()).ok_or_else(missing)?;
+            choices.push(Choice { bits, bytes, kl: s.kl * cost });
+        }
+    }
+    let hulls: Vec<Vec<Choice>> = choices.into_iter().map(hull).collect();
     // What all of it takes, in the measure of the target, beside the limit.
     let excess = |picks: &[usize]| -> Result<f64> {
         let plan = Plan::new(source, &with(&|i| hulls[i][picks[i]].bits))?;
@@ -104,64 +117,6 @@ pub fn allocate(
         let taken: u64 = picks.iter().zip(&hulls).map(|(i, hull)| hull[*i].bytes - hull[0].bytes).sum();
         room = room.min(taken as f64) - over.max(1.0);
     }
-}
-
-/// Options with bits for each matrix.
-fn with(options: &PackOptions, sensitivities: &[Sensitivity], bits: &dyn Fn(usize) -> Bits) -> PackOptions {
-    let each = sensitivities.iter().enumerate().map(|(i, s)| (s.name.clone(), bits(i)));
-    PackOptions { bits: Bits::Exact, head: None, each: each.collect(), ..options.clone() }
-}
-
-/// What each matrix can be held with that is worth its bytes, by ascending bytes.
-fn hulls(
-    source: &Gguf<'_>,
-    options: &PackOptions,
-    sensitivities: &[Sensitivity],
-    levels: &[Bits],
-) -> Result<Vec<Vec<Choice>>> {
-    let mut choices = vec![Vec::new(); sensitivities.len()];
-    for bits in levels {
-        let cost = match bits {
-            Bits::Exact => Some(0.0),
-            Bits::Planes(planes) => COST.iter().find(|(q, _)| q == planes).map(|(_, cost)| *cost),
-        };
-        let unknown = || Error::Options(format!("what {bits:?} would cost is not known"));
-        let cost = cost.ok_or_else(unknown)?;
-        let plan = Plan::new(source, &with(options, sensitivities, &|_| *bits))?;
-        let bytes: BTreeMap<&str, u64> = plan.matrices().map(|m| (m.name, m.bytes)).collect();
-        for (s, choices) in sensitivities.iter().zip(&mut choices) {
-            let missing = || Error::Options(format!("the model has no matrix {}", s.name));
-            let bytes = *bytes.get(s.name.as_str()).ok_or_else(missing)?;
-            choices.push(Choice { bits: *bits, bytes, kl: s.kl * cost });
-        }
-    }
-    Ok(choices.into_iter().map(hull).collect())
-}
-
-/// A matrix, and what it is held with.
-pub type Held = (String, Bits);
-
-/// What every matrix is held with at the least, and then, one matrix after the other, with what more: what saves most for its
-/// bytes first, so that all that fits into any number of bytes is nearly the best that does.
-///
-/// # Errors
-/// Levels of which it is not known what they cost; a matrix that the model does not have.
-pub fn rank(
-    source: &Gguf<'_>,
-    options: &PackOptions,
-    sensitivities: &[Sensitivity],
-    levels: &[Bits],
-) -> Result<(Vec<Held>, Vec<Held>)> {
-    let hulls = hulls(source, options, sensitivities, levels)?;
-    let mut steps = Vec::new();
-    for (i, hull) in hulls.iter().enumerate() {
-        steps.extend(hull.windows(2).enumerate().map(|(k, w)| (slope(&w[0], &w[1]), i, k + 1)));
-    }
-    // Slopes of a hull descend, so that a matrix' steps stay in their order.
-    steps.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
-    let held = |i: usize, k: usize| (sensitivities[i].name.clone(), hulls[i][k].bits);
-    let least = (0..hulls.len()).map(|i| held(i, 0)).collect();
-    Ok((least, steps.into_iter().map(|(_, i, k)| held(i, k)).collect()))
 }
 
 /// The choices on the lower convex hull of KL over bytes, by ascending bytes.

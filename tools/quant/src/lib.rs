@@ -17,7 +17,8 @@ mod loss;
 mod mix;
 mod pack;
 mod plan;
-mod stack;
+pub mod rank;
+pub mod stack;
 mod tile;
 mod trim;
 
@@ -29,5 +30,4 @@ pub use loss::Loss;
 pub use mix::{Opened, mix};
 pub use pack::{PackJob, file_bytes, pack_in_memory, pack_to_file};
 pub use plan::{Bits, Matrix, PackOptions, Plan};
-pub use stack::{Measure, StackJob, StackPlan, stack_to_file};
 pub use trim::{Trimmed, trim};

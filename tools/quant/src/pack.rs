@@ -131,8 +131,7 @@ fn run(plan: &Plan<'_>, job: &PackJob<'_>, mut out: GgufStream, count: usize) ->
         .map_err(|e| Error::Options(format!("cannot start {} threads: {e}", job.threads)))?;
     let total = plan.source_bytes();
     let done = AtomicU64::new(0);
-    let progress = job.progress;
-    let advance = |bytes: u64| progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
+    let advance = |bytes: u64| (job.progress)(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
     let mut sums = Vec::with_capacity(count);
     for step in &plan.steps {
         if job.cancel.load(Ordering::Relaxed) {
@@ -146,9 +145,17 @@ fn run(plan: &Plan<'_>, job: &PackJob<'_>, mut out: GgufStream, count: usize) ->
                 advance(data.len() as u64);
             }
             Step::Pack(j) => {
-                let importance = importance(j, job.imatrix)?;
-                let (fits, cancel) = (job.fits, job.cancel);
-                let parts = pool.install(|| parts(j, fits, importance, &advance, cancel))?;
+                let fitted = job.fits.filter(|_| !j.exact).map(|f| f.tensors(&j.info)).transpose()?.flatten();
+                let parts = match fitted {
+                    Some(parts) => {
+                        advance(j.source.data.len() as u64);
+                        parts
+                    }
+                    None => {
+                        let importance = importance(j, job.imatrix)?;
+                        pool.install(|| matrix(j, importance, &advance, job.cancel))?
+                    }
+                };
                 for ((name, _, _), data) in j.info.tensors().iter().zip(&parts) {
                     out.tensor(name, data)?;
                     sums.push(xxh3_64(data));
@@ -164,24 +171,6 @@ fn run(plan: &Plan<'_>, job: &PackJob<'_>, mut out: GgufStream, count: usize) ->
     }
     seal_checksums(&mut out, &sums)?;
     Ok(out.finish()?)
-}
-
-/// The tensors of a matrix: as it was fitted beforehand, or else made now.
-pub(crate) fn parts(
-    j: &Job<'_>,
-    fits: Option<&Fits>,
-    importance: Option<&[f32]>,
-    advance: &(dyn Fn(u64) + Sync),
-    cancel: &AtomicBool,
-) -> Result<Vec<Vec<u8>>> {
-    let fitted = fits.filter(|_| !j.exact).map(|f| f.tensors(&j.info)).transpose()?.flatten();
-    match fitted {
-        Some(parts) => {
-            advance(j.source.data.len() as u64);
-            Ok(parts)
-        }
-        None => matrix(j, importance, advance, cancel),
-    }
 }
 
 /// The matrix' column importances, if there are any.

@@ -139,32 +139,6 @@ fn judge(loss: &Loss, predicted: f64) -> Result<(), String> {
 /// Tokens of the calibration text that bits are shared out by.
 const LOOK: usize = 2048;
 
-/// What every matrix costs; `check` sees them first with costs of 0, before anything is measured.
-pub(super) fn costs(
-    args: &QuantizeArgs,
-    source: &Source,
-    options: &PackOptions,
-    check: impl Fn(&[Sensitivity]) -> anyhow::Result<()>,
-) -> anyhow::Result<Vec<Sensitivity>> {
-    let gguf = load::gguf(source)?;
-    check_memory(&Config::read(&gguf)?)?;
-    let plan =
-        sensitivity::few(&gguf, options).with_context(|| format!("cannot pack {}", source.path.display()))?;
-    check(&plan.fitted().map(|name| Sensitivity { name: name.to_owned(), kl: 0.0 }).collect::<Vec<_>>())?;
-    let threads = load::threads(args.threads);
-    let tokens = LOOK.min(args.calib_tokens.get() as usize);
-    let calibration = calib::sequences(source, args.calib.as_deref(), tokens, threads)?;
-    let each = Probe::new(source, &plan, &calibration, threads)?.each(&plan)?;
-    let (layers, head): (Vec<_>, Vec<_>) = each.iter().partition(|s| s.name.starts_with("blk."));
-    let sum = |some: Vec<&Sensitivity>| some.iter().map(|s| s.kl).sum::<f64>();
-    ui::note(format_args!(
-        "one by one with {PROXY_PLANES} planes matrices of layers cost {:.4} together, the head {:.4}",
-        sum(layers),
-        sum(head)
-    ));
-    Ok(each)
-}
-
 /// Shares out bits, and says how.
 fn share(
     args: &QuantizeArgs,
@@ -172,12 +146,29 @@ fn share(
     options: &PackOptions,
     size: Size,
 ) -> anyhow::Result<Allocation> {
+    let name = source.path.display();
     let gguf = load::gguf(source)?;
+    check_memory(&Config::read(&gguf)?)?;
     let allocate = |sensitivities: &[Sensitivity]| {
         let found = allocate(&gguf, options, sensitivities, size, HlqCd::default().name().as_str());
-        found.with_context(|| format!("cannot pack {}", source.path.display()))
+        found.with_context(|| format!("cannot pack {name}"))
     };
-    let found = allocate(&costs(args, source, options, |all| allocate(all).map(|_| ()))?)?;
+    // An impossible size is said before anything is measured.
+    let plan = sensitivity::few(&gguf, options).with_context(|| format!("cannot pack {name}"))?;
+    allocate(&plan.fitted().map(|name| Sensitivity { name: name.to_owned(), kl: 0.0 }).collect::<Vec<_>>())?;
+    let threads = load::threads(args.threads);
+    let tokens = LOOK.min(args.calib_tokens.get() as usize);
+    let calibration = calib::sequences(source, args.calib.as_deref(), tokens, threads)?;
+    let probe = Probe::new(source, &plan, &calibration, threads)?;
+    let each = probe.each(&plan)?;
+    let found = allocate(&each)?;
+    let (layers, head): (Vec<_>, Vec<_>) = each.iter().partition(|s| s.name.starts_with("blk."));
+    let sum = |some: Vec<&Sensitivity>| some.iter().map(|s| s.kl).sum::<f64>();
+    ui::note(format_args!(
+        "one by one with {PROXY_PLANES} planes matrices of layers cost {:.4} together, the head {:.4}",
+        sum(layers),
+        sum(head)
+    ));
     let mut counts = BTreeMap::new();
     for bits in found.options.each.values() {
         let planes = match bits {

@@ -1,15 +1,17 @@
 //! `lutite quantize --stack`: one file for all sizes.
 
-use super::quantize::{costs, fit, text, work};
+use super::quantize::{fit, text, work};
 use crate::args::{self, QuantizeArgs};
-use crate::judge::curve;
+use crate::cache::{self, Packing};
+use crate::judge::curve::Judge;
 use crate::load::{self, Source};
-use crate::ui::{self, Progress, Quit};
-use crate::{cache, calib, interrupt};
+use crate::ui::{self, Quit};
+use crate::{calib, interrupt};
 use anyhow::Context;
-use lutite_quant::{Bits, PackOptions, Plan, StackJob, StackPlan, calibrate, stack_to_file};
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use lutite_quant::rank::rank;
+use lutite_quant::stack::{self, StackJob, stack_to_file};
+use lutite_quant::{Bits, Opened, PackOptions, Plan, calibrate};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -20,73 +22,127 @@ pub(super) fn quantize(
     levels: &args::Levels,
 ) -> anyhow::Result<()> {
     let start = Instant::now();
-    let name = source.path.display();
-    let levels: Vec<Bits> = levels.0.iter().map(|bits| load::bits(*bits)).collect();
-    let gguf = load::gguf(source)?;
-    let plan = |each: &_| {
-        StackPlan::new(&gguf, options, each, &levels).with_context(|| format!("cannot pack {name}"))
-    };
-    let each = costs(args, source, options, |all| plan(all).map(|_| ()))?;
-    let plan = plan(&each)?;
-    let hash = cache::hash(&source.file)?;
     let threads = load::threads(args.threads);
-    let sequences = text(args, source)?;
-    let (mut fits, mut folders) = (BTreeMap::new(), Vec::new());
-    let work = work(args);
+    let hash = cache::hash(&source.file)?;
+    let levels: Vec<Bits> = levels.0.iter().map(|bits| load::bits(*bits)).collect();
+    // What cannot be planned is said before anything is computed.
     for bits in &levels {
-        let Bits::Planes(planes) = bits else { continue };
-        ui::note(format_args!("matrices of {planes} planes"));
-        let of_level = each.iter().map(|s| (s.name.clone(), *bits)).collect();
-        let options = PackOptions { bits: Bits::Exact, head: None, each: of_level, ..options.clone() };
-        let level = Plan::new(&gguf, &options).with_context(|| format!("cannot pack {name}"))?;
-        // A folder for each, which stays until the file is whole.
-        let mut folder = work.clone().into_os_string();
-        folder.push(format!("-{planes}"));
-        let folder = PathBuf::from(folder);
-        fits.insert(*planes, fit(source, &level, hash, &sequences, &folder, threads)?);
-        folders.push(folder);
+        let name = source.path.display();
+        Plan::new(&load::gguf(source)?, &all(options, *bits))
+            .with_context(|| format!("cannot pack {name}"))?;
     }
+    let sequences = text(args, source)?;
     let exact = calib::exact(source, threads)?;
-    let bar = Mutex::new(Some(Progress::bytes("packing", plan.source_bytes())));
-    let progress = |done: u64, _total: u64| {
-        if let Ok(mut bar) = bar.lock()
-            && let Some(bar) = &mut *bar
-        {
-            bar.set(done);
-        }
-    };
+    let work = work(args);
+    let mut packed = Vec::new();
+    for bits in &levels {
+        packed.push(match bits {
+            Bits::Exact => exact.clone(),
+            Bits::Planes(planes) => {
+                ui::note(format_args!("{planes} planes"));
+                level(source, hash, &all(options, *bits), &sequences, &beside(&work, *planes, ""), threads)?
+            }
+        });
+    }
+    let ggufs = packed.iter().map(load::gguf).collect::<anyhow::Result<Vec<_>>>()?;
+    let opened: Vec<Opened<'_>> =
+        packed.iter().zip(&ggufs).map(|(source, gguf)| Opened { gguf, file: &source.file }).collect();
+    let parts = stack::parts(opened[0])?;
+    // A level without some of its matrices packed is found out before it is measured.
+    for level in &opened {
+        parts.iter().try_for_each(|part| stack::bytes(*level, part).map(|_| ()))?;
+    }
+    let mut judge = Judge::new(&exact, threads)?;
+    let order = rank(&judge.gains(&opened, &parts)?);
+    let judge = Mutex::new(judge);
     let measure = |file, points: &[usize]| {
-        if let Ok(mut bar) = bar.lock() {
-            *bar = None;
-        }
-        curve::measure(&exact, &file, points, threads)
+        let mut judge = judge.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        judge
+            .curve(&file, points)
             .map_err(|e| lutite_quant::Error::Refused(format!("the loss cannot be measured: {e:#}")))
     };
     let job = StackJob {
-        source: &gguf,
+        levels: &opened,
+        parts: &parts,
+        order: &order,
+        tag: &tag(&levels, options),
         source_hash: hash,
-        fits: &fits,
-        threads,
         measure: if args.no_measure { None } else { Some(&measure) },
-        progress: &progress,
         cancel: interrupt::flag(),
     };
-    stack_to_file(&plan, &job, &args.out_file).map_err(|e| match e {
+    let stacked = stack_to_file(&job, &args.out_file).map_err(|e| match e {
         _ if interrupt::requested() => Quit::Interrupted.into(),
-        e => anyhow::Error::new(e).context(format!("cannot pack {name}")),
+        e => anyhow::Error::new(e).context(format!("cannot write {}", args.out_file.display())),
     })?;
-    for folder in &folders {
-        // The result is whole; what stays of the folder is a waste of space and no harm.
-        let _ = calibrate::forget(folder);
+    drop(opened);
+    drop(ggufs);
+    drop(packed);
+    for bits in &levels {
+        if let Bits::Planes(planes) = bits {
+            // The result is whole; what stays is a waste of space and no harm.
+            let _ = std::fs::remove_file(beside(&work, *planes, ".gguf"));
+            let _ = calibrate::forget(&beside(&work, *planes, ""));
+        }
     }
-    let (least, all) = plan.bytes();
     ui::note(format_args!(
-        "{}: {} with {} blocks, {} at the least, in {:.1} s",
+        "{}: {} with {} blocks, {} without, in {:.1} s",
         args.out_file.display(),
-        ui::megabytes(all),
-        plan.blocks(),
-        ui::megabytes(least),
+        ui::megabytes(stacked.all),
+        stacked.blocks,
+        ui::megabytes(stacked.least),
         start.elapsed().as_secs_f64(),
     ));
     Ok(())
+}
+
+/// The whole model at a level.
+fn all(options: &PackOptions, bits: Bits) -> PackOptions {
+    PackOptions { bits, head: Some(bits), ..options.clone() }
+}
+
+/// A path of a level.
+fn beside(work: &Path, planes: usize, end: &str) -> PathBuf {
+    let mut name = work.to_owned().into_os_string();
+    name.push(format!("-{planes}{end}"));
+    name.into()
+}
+
+/// Fits and packs a level in the work folder `folder`, and beside it.
+fn level(
+    source: &Source,
+    hash: u64,
+    options: &PackOptions,
+    sequences: &[Vec<u32>],
+    folder: &Path,
+    threads: usize,
+) -> anyhow::Result<Source> {
+    let gguf = load::gguf(source)?;
+    let plan = Plan::new(&gguf, options)?;
+    let fits = fit(source, &plan, hash, sequences, folder, threads)?;
+    let packing = Packing {
+        source: &source.path,
+        gguf: &gguf,
+        hash,
+        imatrix: None,
+        fits: Some(&fits),
+        measure: None,
+        accept: &|_| Ok(()),
+        threads,
+        way_out: "name another place with -o or --work",
+    };
+    let mut path = folder.to_owned().into_os_string();
+    path.push(".gguf");
+    let path = PathBuf::from(path);
+    cache::pack(&packing, &plan, Some(&path))?;
+    load::at(path)
+}
+
+/// The options in one word: `stack-2-3-4-exact-g64-hlq8`.
+fn tag(levels: &[Bits], options: &PackOptions) -> String {
+    let level = |bits: &Bits| match bits {
+        Bits::Exact => "exact".to_owned(),
+        Bits::Planes(planes) => planes.to_string(),
+    };
+    let levels: Vec<String> = levels.iter().map(level).collect();
+    format!("stack-{}-g{}-{}-cd", levels.join("-"), options.group, options.kind.name())
 }

@@ -1,14 +1,19 @@
-//! What a stacked file lost, block by block, on texts that the model with exact weights writes.
+//! What a stacked file is worth, on texts that the model with exact weights writes: what bringing up each of its parts gains,
+//! and what is lost with some of its blocks.
 
 use super::loss::{LENGTH, session};
-use super::score::{self, Reference};
+use super::score;
 use super::stats::Mean;
 use crate::load::Source;
 use crate::ui::Progress;
 use crate::{calib, interrupt};
 use anyhow::Context;
+use lutite_models::Model;
+use lutite_quant::rank::Gain;
+use lutite_quant::stack::bytes;
+use lutite_quant::{Opened, mix};
 use lutite_runtime::decode::{Decoder, Logits, Phase};
-use lutite_runtime::store::{Bytes, Point};
+use lutite_runtime::store::{Bytes, ModelFile, Point};
 use std::time::Duration;
 
 /// Texts of [`LENGTH`] tokens that are compared.
@@ -17,45 +22,106 @@ const TEXTS: usize = 8;
 /// Longer than any disk takes for a prefix.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// The loss of the stacked file `packed` with its first so many blocks, against `exact`.
-///
-/// # Errors
-/// A model that cannot be opened, for memory above all; [`crate::ui::Quit::Interrupted`].
-pub(crate) fn measure(
-    exact: &Source,
-    packed: &Bytes,
-    points: &[usize],
+/// The model with exact weights, and what it wrote.
+pub(crate) struct Judge {
+    reference: Model,
+    texts: Vec<Vec<u32>>,
     threads: usize,
-) -> anyhow::Result<Vec<Point>> {
-    let mut reference = session(&exact.file, LENGTH, threads).context("the source")?;
-    let label = "writing text to measure with";
-    let texts = calib::written(exact, label, TEXTS, reference.context(), threads)?;
-    let mut model = session(&packed.into(), LENGTH, threads).context("the packed model")?;
-    let stack = model.residency().context("the file has no blocks")?;
-    let vocab = model.vocab();
-    let mut means = vec![Mean::default(); points.len()];
-    let mut bar = Progress::share("measuring the loss", (texts.len() * points.len()) as u64);
-    for (t, text) in texts.iter().enumerate() {
-        reference.rewind(0);
-        let expected = reference.step(text, Phase::Prompt, Logits::All)?;
-        for (i, (point, mean)) in points.iter().zip(&mut means).enumerate() {
-            interrupt::check(interrupt::flag())?;
-            stack.set_blocks(*point);
-            anyhow::ensure!(stack.wait(PATIENCE), "{}", stack.resident().failure.unwrap_or_default());
-            model.rewind(0);
-            let found = model.step(text, Phase::Prompt, Logits::All)?;
-            for (expected, found) in expected.chunks_exact(vocab).zip(found.chunks_exact(vocab)) {
-                let one =
-                    score::compare(Reference::Logits(expected), found, 0).context("a logit is not finite")?;
-                mean.push(one.kl);
-            }
-            bar.set((t * points.len() + i + 1) as u64);
-        }
+}
+
+impl Judge {
+    /// Lets `exact` write.
+    ///
+    /// # Errors
+    /// A model that cannot be opened, for memory above all; [`crate::ui::Quit::Interrupted`].
+    pub(crate) fn new(exact: &Source, threads: usize) -> anyhow::Result<Judge> {
+        let reference = session(&exact.file, LENGTH, threads).context("the source")?;
+        let label = "writing text to measure with";
+        let texts = calib::written(exact, label, TEXTS, reference.context(), threads)?;
+        Ok(Judge { reference, texts, threads })
     }
-    let point = |(blocks, mean): (&usize, &Mean)| Point {
-        blocks: *blocks,
-        kl: mean.mean() as f32,
-        error: mean.error() as f32,
-    };
-    Ok(points.iter().zip(&means).map(point).collect())
+
+    /// What bringing up each part gains from each level to the next, all others at the former: `[part][level]`.
+    ///
+    /// # Errors
+    /// Levels that are not of one model; [`crate::ui::Quit::Interrupted`].
+    pub(crate) fn gains(
+        &mut self,
+        levels: &[Opened<'_>],
+        parts: &[Vec<String>],
+    ) -> anyhow::Result<Vec<Vec<Gain>>> {
+        let steps = levels.len() - 1;
+        let mut means = vec![vec![Mean::default(); steps]; parts.len()];
+        let label = "measuring what parts of the model gain";
+        let mut bar = Progress::share(label, (self.texts.len() * steps * parts.len()) as u64);
+        let mut done = 0;
+        for t in 0..self.texts.len() {
+            let expected = self.expected(t)?;
+            for (level, pair) in levels.windows(2).enumerate() {
+                let before = self.divergences(t, &expected, pair[0].file)?;
+                for (part, means) in parts.iter().zip(&mut means) {
+                    interrupt::check(interrupt::flag())?;
+                    let raised = mix(pair[0], pair[1], |name| part.iter().any(|n| n == name))?;
+                    let after = self.divergences(t, &expected, &raised)?;
+                    before.iter().zip(after).for_each(|(before, after)| means[level].push(before - after));
+                    done += 1;
+                    bar.set(done);
+                }
+            }
+        }
+        let gain = |part: &Vec<String>, level: usize, mean: &Mean| {
+            let more = bytes(levels[level + 1], part)?.saturating_sub(bytes(levels[level], part)?);
+            Ok(Gain { bytes: more.max(1), kl: mean.mean(), error: mean.error() })
+        };
+        let of_part = |(part, means): (&Vec<String>, &Vec<Mean>)| {
+            means.iter().enumerate().map(|(level, mean)| gain(part, level, mean)).collect()
+        };
+        parts.iter().zip(&means).map(of_part).collect()
+    }
+
+    /// The loss of the stacked file `packed` with its first so many blocks.
+    ///
+    /// # Errors
+    /// A file that cannot be opened; [`crate::ui::Quit::Interrupted`].
+    pub(crate) fn curve(&mut self, packed: &Bytes, points: &[usize]) -> anyhow::Result<Vec<Point>> {
+        let mut model = session(&packed.into(), LENGTH, self.threads).context("the packed model")?;
+        let stack = model.residency().context("the file has no blocks")?;
+        let mut means = vec![Mean::default(); points.len()];
+        let mut bar = Progress::share("measuring the loss", (self.texts.len() * points.len()) as u64);
+        for t in 0..self.texts.len() {
+            let expected = self.expected(t)?;
+            for (i, (point, mean)) in points.iter().zip(&mut means).enumerate() {
+                interrupt::check(interrupt::flag())?;
+                stack.set_blocks(*point);
+                anyhow::ensure!(stack.wait(PATIENCE), "{}", stack.resident().failure.unwrap_or_default());
+                let kls = self.divergences_of(t, &expected, &mut model)?;
+                kls.into_iter().for_each(|kl| mean.push(kl));
+                bar.set((t * points.len() + i + 1) as u64);
+            }
+        }
+        let point = |(blocks, mean): (&usize, &Mean)| Point {
+            blocks: *blocks,
+            kl: mean.mean() as f32,
+            error: mean.error() as f32,
+        };
+        Ok(points.iter().zip(&means).map(point).collect())
+    }
+
+    /// What the model with exact weights makes of text `t`: `[position][vocab]`.
+    fn expected(&mut self, t: usize) -> anyhow::Result<Vec<f32>> {
+        self.reference.rewind(0);
+        Ok(self.reference.step(&self.texts[t], Phase::Prompt, Logits::All)?.to_vec())
+    }
+
+    /// The divergence of another model at each position.
+    fn divergences(&self, t: usize, expected: &[f32], file: &ModelFile) -> anyhow::Result<Vec<f64>> {
+        self.divergences_of(t, expected, &mut session(file, LENGTH, self.threads)?)
+    }
+
+    fn divergences_of(&self, t: usize, expected: &[f32], model: &mut Model) -> anyhow::Result<Vec<f64>> {
+        model.rewind(0);
+        let found = model.step(&self.texts[t], Phase::Prompt, Logits::All)?;
+        let vocab = self.reference.vocab();
+        score::divergences(expected, found, vocab, self.threads).context("a logit is not finite")
+    }
 }

@@ -166,3 +166,22 @@ pub fn each<T: Send>(threads: usize, n: usize, f: impl Fn(usize) -> T + Sync) ->
         all
     })
 }
+/// The KL divergence of `found` from `expected` at each position, logits of `vocab` tokens each, on `threads` threads; `None`
+/// where a logit is not finite.
+pub(crate) fn divergences(expected: &[f32], found: &[f32], vocab: usize, threads: usize) -> Option<Vec<f64>> {
+    let one = |(expected, found): (&[f32], &[f32])| {
+        compare(Reference::Logits(expected), found, 0).map(|one| one.kl)
+    };
+    // Positions are shared out among threads, and come back in their order.
+    let part = (expected.len() / vocab).div_ceil(threads.max(1)).max(1) * vocab;
+    std::thread::scope(|scope| {
+        let parts = expected.chunks(part).zip(found.chunks(part));
+        let threads: Vec<_> = parts
+            .map(|(expected, found)| {
+                let positions = move || expected.chunks_exact(vocab).zip(found.chunks_exact(vocab));
+                scope.spawn(move || positions().map(one).collect::<Vec<_>>())
+            })
+            .collect();
+        threads.into_iter().flat_map(|t| t.join().unwrap_or_else(|_| vec![None])).collect()
+    })
+}

@@ -5,7 +5,7 @@
 //! does not count.
 
 use super::loss::{self, LENGTH};
-use super::score::{self, Reference};
+use super::score;
 use crate::load::{self, Source};
 use crate::ui::Progress;
 use crate::{calib, interrupt};
@@ -18,7 +18,6 @@ use lutite_quant::calibrate::importance;
 use lutite_quant::{Bits, Opened, PackOptions, Plan, mix};
 use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::store::{Gguf, ModelFile};
-use std::thread;
 
 /// Texts of [`LENGTH`] tokens that are compared.
 const TEXTS: usize = 4;
@@ -99,22 +98,7 @@ impl Probe {
         let (mut sum, mut count) = (0.0, 0);
         for (text, expected) in self.texts.iter().zip(&self.expected) {
             let found = read(&mut model, text)?;
-            let one = |(expected, found): (&[f32], &[f32])| {
-                score::compare(Reference::Logits(expected), found, 0).map(|one| one.kl)
-            };
-            // Positions are shared out among threads, and summed up in their order.
-            let part = text.len().div_ceil(self.threads.max(1)) * vocab;
-            let kls: Option<Vec<f64>> = thread::scope(|scope| {
-                let parts = expected.chunks(part).zip(found.chunks(part));
-                let threads: Vec<_> = parts
-                    .map(|(expected, found)| {
-                        let positions = move || expected.chunks_exact(vocab).zip(found.chunks_exact(vocab));
-                        scope.spawn(move || positions().map(one).collect::<Vec<_>>())
-                    })
-                    .collect();
-                let done = threads.into_iter().flat_map(|t| t.join().unwrap_or_else(|_| vec![None]));
-                done.collect()
-            });
+            let kls = score::divergences(expected, found, vocab, self.threads);
             let kls = kls.context("a logit is not finite")?;
             sum += kls.iter().sum::<f64>();
             count += kls.len();
