@@ -17,6 +17,8 @@
 //! Each level is fitted to what those before it leave, so that any number of them, from the first on, is a matrix; and whoever has
 //! `i` levels cannot have better ones for less than `i`. Sums have fixed orders: the bytes depend neither on threads nor on the
 //! instruction set.
+//!
+//! The paper's own checkpoints are of such levels as well, and are read by [`Checkpoint`].
 
 mod import;
 mod low_rank;
