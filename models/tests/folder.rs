@@ -96,6 +96,27 @@ fn shards_give_the_bits_of_one_file() {
 
 /// Half floats, grouped queries, an untied head; and data that starts at an odd byte.
 #[test]
+fn an_outline_has_the_weights_of_the_model() {
+    let gguf = twin();
+    let gguf = Gguf::parse(&gguf).unwrap();
+    let files = stories();
+    let outline = hf::Outline::read(&mut opener(&files)).unwrap();
+    assert_eq!(outline.listed_in, "model.safetensors");
+    let mut count = 0;
+    for weight in outline.weights() {
+        let t = gguf.require(&format!("{}.weight", weight.gguf)).unwrap();
+        let stored = &outline.tensors[&format!("{}.weight", weight.module)];
+        assert!(weight.shape.iter().rev().eq(t.shape()) && stored.shape == weight.shape, "{}", weight.gguf);
+        assert_eq!((stored.dtype.as_str(), &*stored.file), ("F32", "model.safetensors"));
+        let row = stored.data.len() / weight.shape[0] as usize;
+        let rows = (0..weight.shape[0] as usize).map(|r| &stored.data[weight.order.place(r) * row..][..row]);
+        assert!(rows.eq(t.data.chunks_exact(row)), "{}", weight.gguf);
+        count += 1;
+    }
+    assert_eq!(count, outline.tensors.len());
+}
+
+#[test]
 fn half_floats_anywhere_in_a_file() {
     let bytes = std::fs::read(reference().join("llama.gguf")).unwrap();
     let gguf = Gguf::parse(&bytes).unwrap();

@@ -83,6 +83,15 @@ pub fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, JsonError> {
     serde_json::from_str(text).map_err(|e| JsonError { field: String::new(), why: shorter(&e.to_string()) })
 }
 
+/// The texts of a list's elements, to be read one by one: all at once a long list may take far more than its text.
+///
+/// # Errors
+/// Where the text is no list.
+pub fn list(text: &str) -> Result<Vec<&str>, JsonError> {
+    let elements: Vec<&RawValue> = parse(text)?;
+    Ok(elements.into_iter().map(RawValue::get).collect())
+}
+
 /// Messages of `serde_json` quote the text at fault, whatever its length.
 fn shorter(message: &str) -> String {
     match message.char_indices().nth(200) {
@@ -165,6 +174,12 @@ mod tests {
         assert_eq!(inner.get::<Vec<u8>>("x"), Ok(Some(vec![1, 2])));
         let e = inner.get::<bool>("x").unwrap_err().within("o").to_string();
         assert!(e.starts_with("o.x: invalid type: sequence, expected a boolean"), "{e}");
+    }
+
+    #[test]
+    fn elements_of_a_list_stay_text() {
+        assert_eq!(list(r#" [ {"a": 1}, [2, 3], "x" ] "#), Ok(vec![r#"{"a": 1}"#, "[2, 3]", "\"x\""]));
+        assert!(list("{}").unwrap_err().to_string().contains("expected a sequence"));
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod chat;
 mod config;
 mod generation;
 mod names;
+mod outline;
 mod tensors;
 pub mod tokenizer;
 
@@ -30,6 +31,8 @@ use config::HfConfig;
 use lutite_runtime::json::{JsonError, Object};
 use lutite_runtime::store::{Bytes, GgufWriter, ModelFile};
 use std::io;
+
+pub use outline::{Outline, Stored, Weight};
 
 /// Opens a file of the folder by its name; `None` if there is none.
 pub type OpenFile<'a> = &'a mut dyn FnMut(&str) -> io::Result<Option<Bytes>>;
@@ -53,8 +56,7 @@ const MAX_JSON_BYTES: usize = 256 << 20;
 pub fn import(name: &str, open: OpenFile<'_>) -> Result<Imported> {
     let mut folder = Folder { open };
     let mut warnings = Vec::new();
-    let text = folder
-        .require("config.json", "this is no folder of a Hugging Face model, or its download is incomplete")?;
+    let text = folder.config()?;
     let config = HfConfig::read(text_of("config.json", &text)?, &mut warnings)?;
 
     let mut w = GgufWriter::new();
@@ -112,6 +114,14 @@ impl Folder<'_> {
     /// A file that may be missing.
     fn read(&mut self, name: &str) -> Result<Option<Bytes>> {
         (self.open)(name).map_err(|e| fault(name, format!("cannot be read: {e}")))
+    }
+
+    /// `config.json`.
+    fn config(&mut self) -> Result<Bytes> {
+        self.require(
+            "config.json",
+            "this is no folder of a Hugging Face model, or its download is incomplete",
+        )
     }
 
     /// A file that is needed; without it, `what_to_do`.

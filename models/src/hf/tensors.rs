@@ -15,35 +15,17 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Where a tensor is.
-struct Found<'a> {
-    shard: &'a str,
-    file: &'a Bytes,
-    view: TensorView<'a>,
+pub(super) struct Found<'a> {
+    pub(super) shard: &'a str,
+    pub(super) file: &'a Bytes,
+    pub(super) view: TensorView<'a>,
 }
 
 /// Adds the descriptions of all tensors to `w` and returns where their data is, in the same order.
 pub(super) fn add(folder: &mut Folder<'_>, c: &HfConfig, w: &mut GgufWriter) -> Result<Vec<TensorPart>> {
-    let Shards { files, index } = Shards::open(folder)?;
-    let mut found: BTreeMap<String, Found<'_>> = BTreeMap::new();
-    for (shard, file) in &files {
-        let parsed = Safetensors::parse(file).map_err(|e| fault(shard, e.to_string()))?;
-        for view in parsed.tensors() {
-            // Shards of another saving may lie beside these: the index says which one counts.
-            let of_this = index.as_ref().is_none_or(|map| map.get(view.name.as_ref()) == Some(shard));
-            if of_this {
-                found.insert(view.name.to_string(), Found { shard, file, view: view.clone() });
-            }
-        }
-    }
-    if let Some((name, shard)) = index.iter().flatten().find(|(name, _)| !found.contains_key(*name)) {
-        let name: String = name.chars().take(100).collect();
-        return Err(fault(
-            shard,
-            format!("has no tensor {name}, which {INDEX} says it has; fetch both again"),
-        ));
-    }
-
-    let place = if index.is_some() { INDEX } else { SINGLE };
+    let shards = Shards::open(folder)?;
+    let mut found = shards.tensors()?;
+    let place = shards.place();
     let mut parts = Vec::with_capacity(found.len());
     for t in wanted(c) {
         match found.remove(&t.hf) {
@@ -76,15 +58,15 @@ pub(super) fn add(folder: &mut Folder<'_>, c: &HfConfig, w: &mut GgufWriter) -> 
 }
 
 /// The files with weights.
-struct Shards {
+pub(super) struct Shards {
     /// By name.
-    files: Vec<(String, Bytes)>,
+    pub(super) files: Vec<(String, Bytes)>,
     /// Which of them each tensor is in, where there is an index.
     index: Option<BTreeMap<String, String>>,
 }
 
 impl Shards {
-    fn open(folder: &mut Folder<'_>) -> Result<Shards> {
+    pub(super) fn open(folder: &mut Folder<'_>) -> Result<Shards> {
         if let Some(file) = folder.read(SINGLE)? {
             return Ok(Shards { files: vec![(SINGLE.to_owned(), file)], index: None });
         }
@@ -100,6 +82,35 @@ impl Shards {
             files.push((name.clone(), file));
         }
         Ok(Shards { files, index: Some(index) })
+    }
+
+    /// The tensors that count, by name.
+    pub(super) fn tensors(&self) -> Result<BTreeMap<String, Found<'_>>> {
+        let mut found: BTreeMap<String, Found<'_>> = BTreeMap::new();
+        for (shard, file) in &self.files {
+            let parsed = Safetensors::parse(file).map_err(|e| fault(shard, e.to_string()))?;
+            for view in parsed.tensors() {
+                // Shards of another saving may lie beside these: the index says which one counts.
+                let of_this =
+                    self.index.as_ref().is_none_or(|map| map.get(view.name.as_ref()) == Some(shard));
+                if of_this {
+                    found.insert(view.name.to_string(), Found { shard, file, view: view.clone() });
+                }
+            }
+        }
+        match self.index.iter().flatten().find(|(name, _)| !found.contains_key(*name)) {
+            None => Ok(found),
+            Some((name, shard)) => {
+                let name: String = name.chars().take(100).collect();
+                let why = format!("has no tensor {name}, which {INDEX} says it has; fetch both again");
+                Err(fault(shard, why))
+            }
+        }
+    }
+
+    /// The file that lists the tensors.
+    pub(super) fn place(&self) -> &'static str {
+        if self.index.is_some() { INDEX } else { SINGLE }
     }
 }
 
@@ -131,6 +142,11 @@ fn is_file_name(name: &str) -> bool {
         && !name.chars().any(|c| matches!(c, '/' | '\\' | ':') || c.is_control())
 }
 
+/// Where GGUF's rows of a tensor lie in the file.
+pub(super) fn row_order(t: &Wanted, c: &HfConfig) -> RowOrder {
+    if t.rotary { RowOrder::EvenOdd { head: c.head_dim as usize } } else { RowOrder::Listed }
+}
+
 /// Describes one tensor to `w`.
 fn part(t: &Wanted, f: &Found<'_>, c: &HfConfig, w: &mut GgufWriter) -> Result<TensorPart> {
     let bad = |why: String| fault(f.shard, format!("tensor {}: {why}", t.hf));
@@ -148,7 +164,7 @@ fn part(t: &Wanted, f: &Found<'_>, c: &HfConfig, w: &mut GgufWriter) -> Result<T
         }
     };
     let data = f.view.bytes(f.file);
-    let order = if t.rotary { RowOrder::EvenOdd { head: c.head_dim as usize } } else { RowOrder::Listed };
+    let order = row_order(t, c);
     let columns_first: Vec<u64> = t.shape.iter().rev().copied().collect();
     if t.shape.len() == 1 && t.rotary {
         // A bias is one row to GGUF, so that its numbers are put in order here.

@@ -17,7 +17,10 @@
 //! Each level is fitted to what those before it leave, so that any number of them, from the first on, is a matrix; and whoever has
 //! `i` levels cannot have better ones for less than `i`. Sums have fixed orders: the bytes depend neither on threads nor on the
 //! instruction set.
+//!
+//! The paper's own checkpoints are of such levels as well, and are read by [`Checkpoint`].
 
+mod import;
 mod low_rank;
 #[cfg(test)]
 mod tests;
@@ -32,6 +35,8 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 use crate::gram::{Gram, zeros};
 use low_rank::Magnitudes;
+
+pub use import::{Block, Checkpoint, Stacked};
 
 /// Rows that are multiplied together.
 const ROWS: usize = 48;
@@ -61,7 +66,8 @@ pub struct Level {
     pub u: Vec<u8>,
     /// f16, `[rank][cols]`, the scales of inputs taken off.
     pub v: Vec<u8>,
-    /// `tr((Q - W) H (Q - W)^T) / tr(W H W^T)` where `Q` is the sum of the levels up to this one; 0 where both are.
+    /// `tr((Q - W) H (Q - W)^T) / tr(W H W^T)` where `Q` is the sum of the levels up to this one; 0 where both are, NaN where
+    /// `W` is not known.
     pub error: f64,
 }
 
