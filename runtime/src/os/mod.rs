@@ -8,6 +8,7 @@ pub mod disk;
 pub mod file;
 pub mod map;
 pub mod memory;
+pub mod pressure;
 pub mod shared;
 pub mod topology;
 mod usage;

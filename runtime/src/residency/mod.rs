@@ -18,8 +18,10 @@ mod home;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub use home::{Account, Home, Piece};
+pub use watch::{Reading, Watch};
 
 use crate::error::{Error, Result};
 use crate::store::{Directory, Gguf, Loaded, Stack};

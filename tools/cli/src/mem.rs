@@ -1,11 +1,13 @@
 //! How much memory the program may take, and what of it is left for a model.
 
 use crate::args::Mem;
-use crate::load::Source;
+use crate::load::{self, Source};
+use crate::ui;
 use anyhow::Context;
-use lutite_models::Budget;
+use lutite_models::{Budget, Model};
 use lutite_runtime::os::file::DataFile;
-use lutite_runtime::os::memory;
+use lutite_runtime::os::{memory, pressure};
+use lutite_runtime::residency::{Reading, Watch};
 use lutite_runtime::store::Directory;
 use std::sync::Arc;
 
@@ -18,7 +20,7 @@ const MARGIN: f64 = 0.1;
 /// What was asked for; for stacked files without a word `auto`.
 pub(crate) fn asked(mem: Option<Mem>, source: &Source) -> anyhow::Result<Option<Mem>> {
     let stacked = || -> anyhow::Result<bool> {
-        let gguf = crate::load::gguf(source)?;
+        let gguf = load::gguf(source)?;
         Ok(!Directory::base(&gguf)?.stack().blocks().is_empty())
     };
     Ok(if mem.is_none() && stacked()? { Some(Mem::Auto) } else { mem })
@@ -53,8 +55,18 @@ pub(crate) fn budget(mem: Mem, source: &Source, at_once: bool) -> anyhow::Result
         source.data.as_ref().context("a model of several files, or in memory, cannot be held to a budget")?;
     let taken = taken();
     let all = bytes(mem, taken)?;
-    let bytes = all.checked_sub(taken).with_context(|| {
-        format!("--mem: the program alone takes {}; allow more", crate::ui::megabytes(taken))
-    })?;
+    let bytes = all
+        .checked_sub(taken)
+        .with_context(|| format!("--mem: the program alone takes {}; allow more", ui::megabytes(taken)))?;
     Ok(Budget { bytes, file: Arc::new(DataFile::open(path)?), at_once })
+}
+
+/// What changes the model's budget as memory comes and goes, if that was asked for and it has blocks.
+pub(crate) fn watch(mem: Mem, model: &Model) -> Option<Watch> {
+    let handle = model.residency().filter(|_| mem == Mem::Auto)?;
+    let read = || {
+        let free = memory::available()?.bytes;
+        Some(Reading { free, pressure: pressure::is_pressed().unwrap_or(false) })
+    };
+    Watch::start(handle, read).map_err(|e| ui::warn(format_args!("memory is not watched: {e}"))).ok()
 }

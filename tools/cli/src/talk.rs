@@ -9,6 +9,7 @@ use lutite_kernels::isa::Isa;
 use lutite_models::sampling::SamplingDefaults;
 use lutite_models::{ChatTemplate, Message, Model, Tokenizer};
 use lutite_runtime::decode::{Decoder, Finish, Outcome, Request, generate};
+use lutite_runtime::residency::Watch;
 use lutite_runtime::sample::Sampler;
 use lutite_runtime::store::Gguf;
 use lutite_runtime::stream::TextStream;
@@ -31,6 +32,8 @@ pub(crate) struct Talk {
     max_tokens: usize,
     /// Bytes that the program took before the model.
     base: u64,
+    /// What follows the memory that there is.
+    watch: Option<Watch>,
 }
 
 impl Talk {
@@ -59,13 +62,14 @@ impl Talk {
         let tokenizer = load::tokenizer(&source)?;
         let template = template(&gguf, &tokenizer, talk.chat_template.as_deref(), &source)?;
         let base = mem::taken();
-        if let Some(mem) = mem::asked(engine.mem, &source)? {
-            options.budget = Some(mem::budget(mem, &source, false)?);
-        }
+        let memory = mem::asked(engine.mem, &source)?;
+        options.budget = memory.map(|mem| mem::budget(mem, &source, false)).transpose()?;
         let model = load::model(&source, &options)?;
+        let watch = memory.and_then(|mem| mem::watch(mem, &model));
         Ok(Talk {
             model,
             base,
+            watch,
             tokenizer,
             template,
             sampler: sampler(sampling, &gguf, context)?,
@@ -133,12 +137,13 @@ impl Talk {
     }
 
     /// Changes what the program may take, and says what that makes of the model.
-    pub(crate) fn set_memory(&self, mem: Mem) -> anyhow::Result<String> {
+    pub(crate) fn set_memory(&mut self, mem: Mem) -> anyhow::Result<String> {
         let bytes = mem::bytes(mem, mem::taken())?;
         let weights = bytes
             .checked_sub(self.base)
             .with_context(|| format!("the program alone takes {}; allow more", ui::megabytes(self.base)))?;
         self.model.set_budget(weights)?.context("this file has no blocks; its weights are all or nothing")?;
+        self.watch = mem::watch(mem, &self.model);
         if let Some(stack) = self.model.residency() {
             stack.wait(SETTLE);
         }

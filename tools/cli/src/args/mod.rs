@@ -9,13 +9,15 @@ mod shared;
 mod spelling;
 #[cfg(test)]
 mod tests;
+mod values;
 mod verbs;
 
-pub use shared::{Bits, CacheType, EngineArgs, Limit, Mem, ModelArgs, SamplingArgs, Seed};
+pub use shared::{Bits, CacheType, EngineArgs, Limit, ModelArgs, SamplingArgs, Seed};
+pub use values::{BitsPerWeight, Levels, Mem, Size};
 pub use verbs::{
     BenchArgs, BenchFormat, ChatArgs, DoctorArgs, EvalArgs, ExportArgs, FloatType, InspectArgs, KernelPath,
-    KlArgs, Levels, ListArgs, ListFormat, Method, Params, PerplexityArgs, PlanArgs, Protocol, PullArgs,
-    QuantizeArgs, RmArgs, RunArgs, Synthetic, TalkArgs, TextArgs, TrimArgs, VerifyArgs,
+    KlArgs, ListArgs, ListFormat, Method, Params, PerplexityArgs, PlanArgs, Protocol, PullArgs, QuantizeArgs,
+    RmArgs, RunArgs, Synthetic, TalkArgs, TextArgs, TrimArgs, VerifyArgs,
 };
 
 use crate::places;

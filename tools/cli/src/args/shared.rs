@@ -1,6 +1,6 @@
 //! Flags that several verbs have.
 
-use super::verbs::Size;
+use super::values::Mem;
 use crate::{catalog, hub};
 use clap::{Args, ValueEnum};
 use lutite_models::sampling::SamplingDefaults;
@@ -73,31 +73,6 @@ pub struct EngineArgs {
     /// changes [default: auto for stacked files, which hold as many of their blocks as fit; else no limit]
     #[arg(long, value_name = "SIZE", conflicts_with = "no_cache")]
     pub mem: Option<Mem>,
-}
-
-/// What a program may take.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Mem {
-    /// Bytes.
-    Bytes(u64),
-    /// A share of the machine's memory, 0 to 1.
-    Share(f64),
-    /// What is free, and as it changes.
-    Auto,
-}
-
-impl FromStr for Mem {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let share = |text: &str| text.trim().parse().ok().filter(|p| *p > 0.0 && *p <= 100.0);
-        match text.strip_suffix('%') {
-            Some(percent) => share(percent).map(|p: f64| Mem::Share(p / 100.0)),
-            None if text == "auto" => Some(Mem::Auto),
-            None => text.parse::<Size>().ok().map(|size| Mem::Bytes(size.0)),
-        }
-        .ok_or_else(|| "an amount such as 300M or 1.5GiB, a share such as 70%, or auto".into())
-    }
 }
 
 /// More threads than any CPU has; as many stacks and barriers as that only take time.

@@ -1,0 +1,92 @@
+//! Amounts, as people type them.
+
+use super::Bits;
+use std::str::FromStr;
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(end);
+        let unit = match unit.trim().to_ascii_lowercase().as_str() {
+            "" | "b" => 1.0,
+            "k" | "kb" => 1e3,
+            "m" | "mb" => 1e6,
+            "g" | "gb" => 1e9,
+            "kib" => 1024.0,
+            "mib" => 1024.0 * 1024.0,
+            "gib" => 1024.0 * 1024.0 * 1024.0,
+            _ => f64::NAN,
+        };
+        let bytes = number.parse().unwrap_or(f64::NAN) * unit;
+        if bytes >= 1.0 && bytes < 2f64.powi(63) {
+            return Ok(Size(bytes as u64));
+        }
+        Err("a number of bytes such as 60M, 1.5G or 700MiB".into())
+    }
+}
+
+/// Numbers of planes, ascending.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Levels(pub Vec<Bits>);
+
+impl FromStr for Levels {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let levels: Vec<Bits> = text.split(',').map(str::parse).collect::<Result<_, _>>()?;
+        let rank = |bits: &Bits| match bits {
+            Bits::Exact => u32::MAX,
+            Bits::Planes(planes) => u32::from(*planes),
+        };
+        let ascending = levels.is_sorted_by(|a, b| rank(a) < rank(b));
+        let known = levels.iter().all(|bits| matches!(rank(bits), 2..=6 | 8 | u32::MAX));
+        if levels.len() < 2 || !ascending || !known {
+            return Err("two or more of 2, 3, 4, 5, 6, 8 and exact, ascending, such as 2,3,4,exact".into());
+        }
+        Ok(Levels(levels))
+    }
+}
+
+/// Bits per weight, as an average.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BitsPerWeight(pub f64);
+
+impl FromStr for BitsPerWeight {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bits = text.parse().ok().filter(|b| (0.5..=32.0).contains(b));
+        bits.map(BitsPerWeight).ok_or_else(|| "a number of bits such as 2.5".into())
+    }
+}
+
+/// What a program may take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mem {
+    /// Bytes.
+    Bytes(u64),
+    /// A share of the machine's memory, 0 to 1.
+    Share(f64),
+    /// What is free, and as it changes.
+    Auto,
+}
+
+impl FromStr for Mem {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let share = |text: &str| text.trim().parse().ok().filter(|p| *p > 0.0 && *p <= 100.0);
+        match text.strip_suffix('%') {
+            Some(percent) => share(percent).map(|p: f64| Mem::Share(p / 100.0)),
+            None if text == "auto" => Some(Mem::Auto),
+            None => text.parse::<Size>().ok().map(|size| Mem::Bytes(size.0)),
+        }
+        .ok_or_else(|| "an amount such as 300M or 1.5GiB, a share such as 70%, or auto".into())
+    }
+}
