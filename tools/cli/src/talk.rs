@@ -63,7 +63,7 @@ impl Talk {
         let template = template(&gguf, &tokenizer, talk.chat_template.as_deref(), &source)?;
         let base = mem::taken();
         let memory = mem::asked(engine.mem, &source)?;
-        options.budget = memory.map(|mem| mem::budget(mem, &source, false)).transpose()?;
+        options.budget = memory.map(|mem| mem::budget(mem, &source, engine.at_once)).transpose()?;
         let model = load::model(&source, &options)?;
         let watch = memory.and_then(|mem| mem::watch(mem, &model));
         Ok(Talk {

@@ -2,10 +2,11 @@
 
 use serde_json::Value;
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 const MODEL: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tests/data/reference/stories260K-f32.gguf");
@@ -36,8 +37,7 @@ impl Home {
         self.0.path().join(name)
     }
 
-    /// Exit code, stdout and stderr.
-    fn run(&self, line: &str, input: &str) -> (Option<i32>, String, String) {
+    fn start(&self, line: &str) -> Child {
         let words = line.split_whitespace().map(|w| match w {
             "MODEL" => MODEL.into(),
             w if w.starts_with('@') => self.path(&w[1..]).into_os_string(),
@@ -46,7 +46,12 @@ impl Home {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lutite"));
         command.args(words).env_clear().env("HOME", self.0.path());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+        command.spawn().unwrap()
+    }
+
+    /// Exit code, stdout and stderr.
+    fn run(&self, line: &str, input: &str) -> (Option<i32>, String, String) {
+        let mut child = self.start(line);
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         let out = child.wait_with_output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -186,4 +191,38 @@ fn a_conversation_goes_on_while_its_memory_changes() {
     assert!(out.lines().count() >= 2, "{out}");
     assert!(said.contains("the program alone takes") && said.contains("an amount such as 300M"), "{said}");
     assert!(said.matches("108 of 108 blocks").count() >= 3, "{said}");
+}
+
+#[test]
+fn a_model_that_is_still_arriving_answers_and_gets_better() {
+    let home = Home::new();
+    let whole = fs::read(home.path("stack.gguf")).unwrap();
+    let about = home.json("inspect @stack.gguf --json");
+    let curve = about["stack"]["curve"].as_array().unwrap();
+    let part = number(&curve[4], "file_bytes") as usize + 77;
+    let file = home.path("arriving.gguf");
+    fs::write(&file, &whole[..part]).unwrap();
+    let mut child = home.start("chat -m @arriving.gguf --chat-template none --temp 0 -n 8 --at-once");
+    let (mut input, said) = (child.stdin.take().unwrap(), BufReader::new(child.stderr.take().unwrap()));
+    let mut said = said.lines().map(Result::unwrap);
+    let mut ask = |words: &str| {
+        input.write_all(words.as_bytes()).unwrap();
+        said.find(|line| line.contains("of 108 blocks")).unwrap()
+    };
+    let start = Instant::now();
+    let mut until = |words: &str, blocks: &str| {
+        loop {
+            let line = ask(words);
+            if line.contains(blocks) {
+                return;
+            }
+            assert!(start.elapsed() < Duration::from_secs(60), "{line}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    until("Once\n/stats\n", &format!("{} of 108 blocks", curve[4]["blocks"]));
+    fs::OpenOptions::new().append(true).open(&file).unwrap().write_all(&whole[part..]).unwrap();
+    until("upon\n/stats\n", "108 of 108 blocks");
+    drop(input);
+    assert!(child.wait().unwrap().success());
 }

@@ -73,6 +73,9 @@ pub struct EngineArgs {
     /// changes [default: auto for stacked files, which hold as many of their blocks as fit; else no limit]
     #[arg(long, value_name = "SIZE", conflicts_with = "no_cache")]
     pub mem: Option<Mem>,
+    /// Begin with a stacked file's least weights and become better while answering, instead of reading first what fits
+    #[arg(long)]
+    pub at_once: bool,
 }
 
 /// More threads than any CPU has; as many stacks and barriers as that only take time.

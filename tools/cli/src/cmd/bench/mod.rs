@@ -139,6 +139,7 @@ fn run(
         no_measure: true,
         no_cache: args.no_cache,
         mem: None,
+        at_once: false,
     };
     let context = tests.iter().map(|t| t.depth + t.tokens).max();
     let mut model = load::model(source, &load::options(&engine, context, Path::Lut)?)?;
