@@ -64,22 +64,24 @@ fn main() {
         (stack.stack().resident_bytes(0), stack.stack().resident_bytes(blocks.len()) + largest);
     let read_before = stack.account().map_or(0, |a| a.read());
     let every = (tokens as u64 / changes.max(1)).max(1);
-    let (mut state, mut in_force, mut done) = (seed, u64::MAX, 0);
+    let (mut state, mut in_force, mut done) = (seed, None, 0);
     let (mut over, mut settled_over, mut low, mut high) = (i64::MIN, i64::MIN, u64::MAX, 0);
     let mut stormy = times(&mut model, tokens, |i, model| {
         let now = memory::resident().map_or(0, |r| r.now_bytes);
         if stack.wait(Duration::ZERO) {
             // What was allowed before a fall may be taken until it is done.
-            settled_over = settled_over.max(now as i64 - (base + in_force) as i64);
+            settled_over =
+                settled_over.max(in_force.map_or(i64::MIN, |bytes: u64| now as i64 - (base + bytes) as i64));
         }
-        if in_force < u64::MAX >> 1 {
+        if in_force.is_some() {
             over = over.max(now as i64 - (base + rest + most) as i64);
         }
         (low, high) = (low.min(now), high.max(now));
         if (i as u64).is_multiple_of(every) && done < changes {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            in_force = rest + least + (state >> 33) % (most - least + 1);
-            model.set_budget(in_force).expect("a budget above the least");
+            let bytes = rest + least + (state >> 33) % (most - least + 1);
+            model.set_budget(bytes).expect("a budget above the least");
+            in_force = Some(bytes);
             done += 1;
         }
     });

@@ -53,7 +53,8 @@ pub(super) fn quantize(
         parts.iter().try_for_each(|part| stack::bytes(*level, part).map(|_| ()))?;
     }
     let mut judge = Judge::new(&exact, threads)?;
-    let order = rank(&judge.gains(&opened, &parts)?);
+    let exact_gguf = load::gguf(&exact)?;
+    let order = rank(&judge.costs(Opened { gguf: &exact_gguf, file: &exact.file }, &opened, &parts)?);
     let judge = Mutex::new(judge);
     let measure = |file, points: &[usize]| {
         let mut judge = judge.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! What a stacked file is worth, on texts that the model with exact weights writes: what bringing up each of its parts gains,
+//! What a stacked file is worth, on texts that the model with exact weights writes: what each of its parts costs at each level,
 //! and what is lost with some of its blocks.
 
 use super::loss::{LENGTH, session};
@@ -9,7 +9,7 @@ use crate::ui::Progress;
 use crate::{calib, interrupt};
 use anyhow::Context;
 use lutite_models::Model;
-use lutite_quant::rank::Gain;
+use lutite_quant::rank::Cost;
 use lutite_quant::stack::bytes;
 use lutite_quant::{Opened, mix};
 use lutite_runtime::decode::{Decoder, Logits, Phase};
@@ -41,42 +41,49 @@ impl Judge {
         Ok(Judge { reference, texts, threads })
     }
 
-    /// What bringing up each part gains from each level to the next, all others at the former: `[part][level]`.
+    /// What each part costs at each level, `[part][level]`. That is measured with all others exact, and for layers brought to
+    /// the sum that all of them together cost at that level: alone they cost less.
     ///
     /// # Errors
     /// Levels that are not of one model; [`crate::ui::Quit::Interrupted`].
-    pub(crate) fn gains(
+    pub(crate) fn costs(
         &mut self,
+        exact: Opened<'_>,
         levels: &[Opened<'_>],
         parts: &[Vec<String>],
-    ) -> anyhow::Result<Vec<Vec<Gain>>> {
-        let steps = levels.len() - 1;
-        let mut means = vec![vec![Mean::default(); steps]; parts.len()];
-        let label = "measuring what parts of the model gain";
-        let mut bar = Progress::share(label, (self.texts.len() * steps * parts.len()) as u64);
+    ) -> anyhow::Result<Vec<Vec<Cost>>> {
+        let is_layer = |part: &Vec<String>| part.iter().all(|name| name.starts_with("blk."));
+        let layers = parts.iter().filter(|part| is_layer(part)).flatten().cloned().collect::<Vec<_>>();
+        let mut alone = vec![vec![Mean::default(); levels.len()]; parts.len()];
+        let mut together = vec![Mean::default(); levels.len()];
+        let label = "measuring what parts of the model cost";
+        let mut bar = Progress::share(label, (self.texts.len() * levels.len() * (parts.len() + 1)) as u64);
         let mut done = 0;
         for t in 0..self.texts.len() {
             let expected = self.expected(t)?;
-            for (level, pair) in levels.windows(2).enumerate() {
-                let before = self.divergences(t, &expected, pair[0].file)?;
-                for (part, means) in parts.iter().zip(&mut means) {
+            for (level, packed) in levels.iter().enumerate() {
+                let means = alone.iter_mut().map(|means| &mut means[level]).chain([&mut together[level]]);
+                for (part, mean) in parts.iter().chain([&layers]).zip(means) {
                     interrupt::check(interrupt::flag())?;
-                    let raised = mix(pair[0], pair[1], |name| part.iter().any(|n| n == name))?;
-                    let after = self.divergences(t, &expected, &raised)?;
-                    before.iter().zip(after).for_each(|(before, after)| means[level].push(before - after));
+                    let mixed = mix(exact, *packed, |name| part.iter().any(|n| n == name))?;
+                    let kls = self.divergences(t, &expected, &mixed)?;
+                    kls.into_iter().for_each(|kl| mean.push(kl));
                     done += 1;
                     bar.set(done);
                 }
             }
         }
-        let gain = |part: &Vec<String>, level: usize, mean: &Mean| {
-            let more = bytes(levels[level + 1], part)?.saturating_sub(bytes(levels[level], part)?);
-            Ok(Gain { bytes: more.max(1), kl: mean.mean(), error: mean.error() })
-        };
-        let of_part = |(part, means): (&Vec<String>, &Vec<Mean>)| {
-            means.iter().enumerate().map(|(level, mean)| gain(part, level, mean)).collect()
-        };
-        parts.iter().zip(&means).map(of_part).collect()
+        let mut costs = vec![Vec::new(); parts.len()];
+        for (level, packed) in levels.iter().enumerate() {
+            let own = parts.iter().zip(&alone).filter(|(part, _)| is_layer(part));
+            let sum: f64 = own.map(|(_, means)| means[level].mean()).sum();
+            let factor = if sum > 0.0 { together[level].mean() / sum } else { 1.0 };
+            for ((part, means), costs) in parts.iter().zip(&alone).zip(&mut costs) {
+                let kl = means[level].mean() * if is_layer(part) { factor } else { 1.0 };
+                costs.push(Cost { bytes: bytes(*packed, part)?, kl });
+            }
+        }
+        Ok(costs)
     }
 
     /// The loss of the stacked file `packed` with its first so many blocks.
