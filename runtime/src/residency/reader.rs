@@ -1,6 +1,7 @@
 //! The thread that reads versions and drops those that were replaced.
 
 use super::{Change, Host, Shared, State};
+use crate::os::priority::yield_to_others;
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,6 +16,8 @@ const ARRIVAL: Duration = Duration::from_millis(250);
 const WAITING_BYTES: u64 = 4 << 20;
 
 pub(super) fn run(shared: &Shared, host: &impl Host) {
+    // Whoever computes waits for nobody who has time.
+    yield_to_others();
     loop {
         let mut state = shared.lock();
         if state.stop {

@@ -1,0 +1,139 @@
+//! Stacked files in use: a model whose weights change while it writes, on a model of 260 thousand weights.
+
+use lutite_kernels::isa::Isa;
+use lutite_models::open::open;
+use lutite_models::{Budget, Model, OpenOptions};
+use lutite_quant::rank::Rise;
+use lutite_quant::stack::{StackJob, parts, stack_to_file};
+use lutite_quant::{Bits, Opened, PackJob, PackOptions, Plan, pack_in_memory, trim};
+use lutite_runtime::decode::{Decoder, Logits, Phase};
+use lutite_runtime::os::file::DataFile;
+use lutite_runtime::os::map::Map;
+use lutite_runtime::store::{Bytes, Directory, Gguf, ModelFile};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+const MODEL: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tests/data/reference/stories260K-f32.gguf");
+
+/// Planes of the levels, by their weights alone.
+const LEVELS: [usize; 3] = [2, 4, 6];
+
+const LONG: Duration = Duration::from_secs(20);
+
+fn level(planes: usize) -> ModelFile {
+    let map = Map::open(MODEL).unwrap();
+    let source = Gguf::parse(&map).unwrap();
+    let bits = Bits::Planes(planes);
+    let options = PackOptions { bits, head: Some(bits), group: 32, ..PackOptions::exact() };
+    let job = PackJob {
+        source: &source,
+        source_hash: 0,
+        imatrix: None,
+        fits: None,
+        measure: None,
+        threads: 2,
+        progress: &|_, _| {},
+        cancel: &AtomicBool::new(false),
+    };
+    (&Bytes::new(pack_in_memory(&Plan::new(&source, &options).unwrap(), &job).unwrap())).into()
+}
+
+/// A stack of all levels, layer by layer.
+fn stack(folder: &Path) -> PathBuf {
+    let path = folder.join("stack.gguf");
+    let files = LEVELS.map(level);
+    let ggufs = files.each_ref().map(|f| f.gguf().unwrap());
+    let opened: Vec<Opened<'_>> =
+        ggufs.iter().zip(&files).map(|(gguf, file)| Opened { gguf, file }).collect();
+    let parts = parts(opened[0]).unwrap();
+    assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [1, 7, 7, 7, 7, 7]);
+    let order: Vec<Rise> =
+        (1..LEVELS.len()).flat_map(|level| (0..parts.len()).map(move |part| Rise { part, level })).collect();
+    let job = StackJob {
+        levels: &opened,
+        parts: &parts,
+        order: &order,
+        tag: "test",
+        source_hash: 7,
+        measure: None,
+        cancel: &AtomicBool::new(false),
+    };
+    let stacked = stack_to_file(&job, &path).unwrap();
+    assert_eq!(stacked.blocks, 72);
+    path
+}
+
+fn session(path: &Path, bytes: Option<u64>, workers: usize) -> Model {
+    let file = ModelFile::from(&Bytes::new(Map::open(path).unwrap()));
+    let data = || Arc::new(DataFile::open(path).unwrap());
+    let budget = bytes.map(|bytes| Budget { bytes, file: data(), at_once: false });
+    let isa = Isa::from_env().unwrap();
+    open(&file, &OpenOptions { workers, context: Some(64), batch: 8, budget, ..OpenOptions::new(isa) })
+        .unwrap()
+}
+
+fn logits(model: &mut Model) -> Vec<f32> {
+    model.rewind(0);
+    model.step(&[1, 5, 9, 70, 300], Phase::Prompt, Logits::Last).unwrap();
+    model.step(&[42], Phase::Answer, Logits::Last).unwrap().to_vec()
+}
+
+#[test]
+fn any_number_of_blocks_is_the_file_cut_off_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = stack(folder.path());
+    let whole = std::fs::read(&path).unwrap();
+    let directory = Directory::base(&Gguf::parse(&whole).unwrap()).unwrap();
+    let (mut mapped, mut read) = (session(&path, None, 2), session(&path, Some(1 << 30), 1));
+    for blocks in [72, 0, 1, 17, 40, 41, 3, 72] {
+        let cut = folder.path().join("cut.gguf");
+        std::fs::write(&cut, &whole[..directory.stack().file_bytes(blocks) as usize]).unwrap();
+        let expected = logits(&mut session(&cut, None, 1));
+        for model in [&mut mapped, &mut read] {
+            let stack = model.residency().unwrap();
+            stack.set_blocks(blocks);
+            assert!(stack.wait(LONG));
+            assert_eq!(stack.resident().blocks, blocks);
+            assert_eq!(logits(model), expected, "{blocks}");
+        }
+        let trimmed = folder.path().join("trimmed.gguf");
+        let done = trim(&Gguf::parse(&std::fs::read(&cut).unwrap()).unwrap(), u64::MAX, &trimmed).unwrap();
+        assert_eq!(done.blocks, blocks);
+        assert_eq!(logits(&mut session(&trimmed, None, 1)), expected);
+    }
+}
+
+#[test]
+fn budgets_that_change_while_it_writes_leave_no_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = stack(folder.path());
+    let mut model = session(&path, Some(1 << 30), 2);
+    let expected = logits(&mut model);
+    let stack = model.residency().unwrap();
+    let (least, most) = (stack.stack().resident_bytes(0), stack.stack().resident_bytes(72) + 100_000);
+    let mut state = 3u64;
+    for i in 0..2000 {
+        if model.position() == model.context() {
+            model.rewind(0);
+        }
+        if i % 3 == 0 {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let bytes = model.rest_bytes() + least + (state >> 33) % (most - least);
+            model.set_budget(bytes).unwrap();
+        }
+        let found = model.step(&[i % 512], Phase::Answer, Logits::Last).unwrap();
+        assert!(found.iter().all(|x| x.is_finite()));
+    }
+    assert!(model.set_budget(model.rest_bytes() + least - 1).is_err());
+    model.set_budget(1 << 30).unwrap();
+    assert!(stack.wait(LONG));
+    assert_eq!(logits(&mut model), expected);
+    let account = stack.account().unwrap();
+    // All but vectors, which the model has copies of.
+    assert!(account.now() <= most && account.now() + 10_000 > stack.resident().bytes);
+    drop(model);
+    assert_eq!(account.now(), 0);
+}
