@@ -299,10 +299,10 @@ pub fn within(stack: &Stack, bytes: u64) -> Result<usize> {
     }
     let mut resident = least;
     for (i, block) in stack.blocks().iter().enumerate() {
-        if resident + block.bytes > bytes {
+        if resident.saturating_add(block.bytes) > bytes {
             return Ok(i);
         }
-        resident += block.bytes - block.replaces;
+        resident = stack.resident_bytes(i + 1);
     }
     Ok(stack.blocks().len())
 }

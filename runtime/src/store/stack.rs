@@ -168,7 +168,9 @@ impl Stack {
 
     /// Bytes of the tensors that a model with the first `blocks` blocks is made of.
     pub fn resident_bytes(&self, blocks: usize) -> u64 {
-        self.blocks[..blocks].iter().fold(self.least, |bytes, b| bytes + b.bytes - b.replaces)
+        // Of blocks that are not there no size was held against a file.
+        let with = |bytes: u64, b: &Block| bytes.saturating_add(b.bytes).saturating_sub(b.replaces);
+        self.blocks[..blocks].iter().fold(self.least, with)
     }
 
     /// Where the first `blocks` blocks end in the file.

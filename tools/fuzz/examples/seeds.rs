@@ -4,7 +4,9 @@
 use lutite_kernels::ggml::GgmlType;
 use lutite_kernels::pack::{ParamKind, PlaneShape};
 use lutite_models::ChatTemplate;
-use lutite_runtime::store::{FORMAT_VERSION, GgufWriter, PackedInfo, announce_checksums, layout_tag};
+use lutite_runtime::store::{
+    FORMAT_VERSION, GgufWriter, PackedInfo, Stack, announce_checksums, layout_tag, version_name,
+};
 use std::error::Error;
 use std::fs;
 use std::path::Path;
@@ -21,7 +23,7 @@ fn main() -> Result<()> {
     write("gguf", "empty", &GgufWriter::new().begin_in_memory()?.finish()?)?;
 
     for (name, ty, tied) in [("f32", GgmlType::F32, true), ("q8_0", GgmlType::Q8_0, false)] {
-        write("packed", name, &model(&Form::Plain(ty), tied)?)?;
+        write("packed", name, &model(&Form::Plain(ty), tied, &[])?)?;
     }
     for (name, kind, planes, group, tied) in [
         ("uniform", ParamKind::Uniform, 4, 32, true),
@@ -31,8 +33,10 @@ fn main() -> Result<()> {
         ("hlq8", ParamKind::Hlq8, 2, 64, true),
         ("hlq16", ParamKind::Hlq16, 1, 256, false),
     ] {
-        write("packed", name, &model(&Form::Packed { kind, planes, group }, tied)?)?;
+        write("packed", name, &model(&Form::Packed { kind, planes, group }, tied, &[])?)?;
     }
+    let form = Form::Packed { kind: ParamKind::Hlq8, planes: 2, group: 32 };
+    write("packed", "stacked", &model(&form, true, &BLOCKS)?)?;
     for name in ChatTemplate::names() {
         write("template", name, ChatTemplate::builtin(name)?.source().as_bytes())?;
     }
@@ -77,8 +81,15 @@ enum Form {
     Packed { kind: ParamKind, planes: usize, group: usize },
 }
 
+/// Versions of matrices that a stack brings: matrix, version, kind, planes, group.
+const BLOCKS: [(&str, usize, ParamKind, usize, usize); 3] = [
+    ("blk.0.ffn_up", 1, ParamKind::Hlq8, 3, 64),
+    ("token_embd", 1, ParamKind::Centered(128), 8, 32),
+    ("blk.0.ffn_up", 2, ParamKind::Uniform, 4, 32),
+];
+
 /// The head of the smallest Llama there is: one layer, 4 heads of 8 dimensions, 40 tokens. The target makes the data up.
-fn model(form: &Form, tied: bool) -> Result<Vec<u8>> {
+fn model(form: &Form, tied: bool, blocks: &[(&str, usize, ParamKind, usize, usize)]) -> Result<Vec<u8>> {
     let (dim, kv, ffn, vocab) = (32, 16, 64, 40);
     let mut w = GgufWriter::new();
     let arch = if matches!(form, Form::Plain(_)) { "llama" } else { "lut-llama" };
@@ -113,6 +124,14 @@ fn model(form: &Form, tied: bool) -> Result<Vec<u8>> {
     if !tied {
         matrices.push(("output", dim, vocab));
     }
+    let blocks: Vec<PackedInfo> = blocks
+        .iter()
+        .filter_map(|&(name, version, kind, planes, group)| {
+            let &(_, cols, rows) = matrices.iter().find(|m| m.0 == name)?;
+            let shape = PlaneShape { rows: rows as usize, cols: cols as usize };
+            Some(PackedInfo { name: version_name(name, version), kind, shape, planes, group })
+        })
+        .collect();
     let (mut tensors, mut lines) = (Vec::new(), Vec::new());
     for (name, cols, rows) in matrices {
         match *form {
@@ -133,8 +152,12 @@ fn model(form: &Form, tied: bool) -> Result<Vec<u8>> {
     if tied {
         tensors.push(("rope_freqs.weight".into(), GgmlType::F32, vec![4]));
     }
+    tensors.extend(blocks.iter().flat_map(PackedInfo::tensors));
     for (name, ty, shape) in &tensors {
         w.add_tensor(name, *ty, shape)?;
+    }
+    if !blocks.is_empty() {
+        Stack::announce(&mut w, &blocks, &[0, blocks.len()])?;
     }
     if let Form::Packed { .. } = form {
         w.set("lutite.version", FORMAT_VERSION)?.set("lutite.layout", layout_tag())?;
