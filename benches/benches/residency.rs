@@ -1,10 +1,13 @@
-//! A stacked model whose budget changes at random while it writes.
+//! A stacked model whose weights come and go.
 //!
 //!     cargo bench -p lutite-benches --bench residency -- FILE [CHANGES [TOKENS [SEED]]]      default: 1000 5000 1
 //!
-//! One session writes tokens undisturbed, then another one, and meanwhile its budget goes up and down between what the least
-//! weights need and what all do. Printed are the times of a token in both, memory against the budget in force, what was read,
-//! and whether the logits in the end are those of a fresh session.
+//! 1. *Speed*: a token with the first so many blocks, read into memory of their own, beside the same file cut off there and mapped.
+//! 2. *Rise*: from the least weights to all, beside reading the same bytes one after the other; from the page cache and, where
+//!    the system lets go of the file, from the disk.
+//! 3. *Budgets*: one session writes tokens undisturbed, then another one, and meanwhile its budget goes up and down at random between
+//!    what the least weights need and what all do. Printed are the times of a token in both, memory against the budget in force, what
+//!    was read, and whether the logits in the end are those of a fresh session.
 
 use lutite_kernels::isa::Isa;
 use lutite_models::open::open;
@@ -13,13 +16,18 @@ use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::os::file::DataFile;
 use lutite_runtime::os::map::Map;
 use lutite_runtime::os::memory;
-use lutite_runtime::store::{Bytes, ModelFile};
+use lutite_runtime::store::{Bytes, Directory, ModelFile};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Positions of a text; then the next one begins.
 const LENGTH: usize = 128;
+
+/// Measurements of which the median counts.
+const ROUNDS: usize = 5;
 
 /// Longer than any change takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -41,15 +49,11 @@ fn main() {
     let base = memory::resident().map_or(0, |r| r.now_bytes);
     let session = |bytes| {
         let budget = Budget { bytes, file: data.clone(), at_once: false };
-        let options = OpenOptions {
-            workers,
-            context: Some(LENGTH),
-            batch: 1,
-            budget: Some(budget),
-            ..OpenOptions::new(Isa::from_env().expect("a tier"))
-        };
-        open(&file, &options).expect("a stacked model")
+        open(&file, &OpenOptions { budget: Some(budget), ..options(workers) }).expect("a stacked model")
     };
+    speed(&file, &mut session(u64::MAX >> 1), workers);
+    rise(Path::new(&path), &file, &session(u64::MAX >> 1));
+
     let mut quiet = session(u64::MAX >> 1);
     let mut calm = times(&mut quiet, tokens, |_, _| {});
     let expected = last(&mut quiet);
@@ -124,6 +128,104 @@ fn main() {
     );
     let slack = SLACK_BYTES as i64;
     assert!(equal && left == 0 && settled_over <= slack && over <= slack, "not as it should be");
+}
+
+fn options(workers: usize) -> OpenOptions {
+    let isa = Isa::from_env().expect("a tier");
+    OpenOptions { workers, context: Some(LENGTH), batch: 1, ..OpenOptions::new(isa) }
+}
+
+/// Tokens with some prefixes, in turn with the same file cut off there: what else the machine does hits both.
+fn speed(file: &ModelFile, model: &mut Model, workers: usize) {
+    println!("| blocks | weights, MB | ms a token, read | mapped file that ends there | ratio |");
+    println!("|---:|---:|---:|---:|---:|");
+    let handle = model.residency().expect("a stacked file");
+    let (stack, all) = (handle.stack(), handle.stack().blocks().len());
+    for blocks in [0, all / 3, 2 * all / 3, all] {
+        let end = stack.file_bytes(blocks) as usize;
+        let cut = file.whole().and_then(|whole| whole.range(0..end)).expect("one file");
+        let mut mapped = open(ModelFile::from(&cut), &options(workers)).expect("a smaller model");
+        handle.set_blocks(blocks);
+        assert!(handle.wait(PATIENCE), "{:?}", handle.resident());
+        let (mut here, mut there) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            here.extend(times(model, LENGTH / 2, |_, _| {}));
+            there.extend(times(&mut mapped, LENGTH / 2, |_, _| {}));
+        }
+        let median = |times: &mut Vec<Duration>| {
+            times.sort_unstable();
+            times[times.len() / 2].as_secs_f64() * 1e3
+        };
+        let (here, there) = (median(&mut here), median(&mut there));
+        let mb = stack.resident_bytes(blocks) as f64 / 1e6;
+        println!("| {blocks} | {mb:.1} | {here:.2} | {there:.2} | {:.3} |", here / there);
+    }
+}
+
+/// From the least to all, from the page cache and from the disk.
+fn rise(path: &Path, file: &ModelFile, model: &Model) {
+    let handle = model.residency().expect("a stacked file");
+    let all = handle.stack().blocks().len();
+    let to = |blocks| {
+        let start = Instant::now();
+        handle.set_blocks(blocks);
+        assert!(handle.wait(PATIENCE), "{:?}", handle.resident());
+        start.elapsed().as_secs_f64()
+    };
+    let read = || handle.account().map_or(0, |account| account.read());
+    println!("| from | bytes read, MB | rise, ms | the same read in order, ms | ratio |");
+    println!("|---|---:|---:|---:|---:|");
+    for (name, cold) in [("page cache", false), ("disk", true)] {
+        let mut ratios = Vec::new();
+        for _ in 0..ROUNDS {
+            to(0);
+            evict(path, cold);
+            let before = read();
+            let risen = to(all);
+            let bytes = read() - before;
+            evict(path, cold);
+            let plain = plain_read(path, file);
+            ratios.push((risen / plain, risen, plain, bytes));
+        }
+        ratios.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (ratio, risen, plain, bytes) = ratios[ROUNDS / 2];
+        println!(
+            "| {name} | {:.1} | {:.1} | {:.1} | {ratio:.2} |",
+            bytes as f64 / 1e6,
+            risen * 1e3,
+            plain * 1e3
+        );
+    }
+}
+
+/// Lets the system forget what it keeps of the file.
+fn evict(path: &Path, wanted: bool) {
+    if wanted {
+        let file = File::open(path).expect("a file");
+        file.sync_all().expect("a disk");
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("a system that forgets");
+    }
+}
+
+/// Seconds to read the versions that all blocks make, one after the other, into the same memory.
+fn plain_read(path: &Path, model: &ModelFile) -> f64 {
+    let gguf = model.gguf().expect("a file");
+    let directory = Directory::read(&gguf).expect("a stacked file");
+    let mut places: Vec<(u64, usize)> = Vec::new();
+    let mut last = std::collections::HashMap::new();
+    for block in directory.stack().blocks() {
+        last.insert(&block.matrix, block);
+    }
+    places.extend(last.values().map(|b| (b.range.start, (b.range.end - b.range.start) as usize)));
+    places.sort_unstable();
+    let mut buffer = vec![0; places.iter().map(|p| p.1).max().unwrap_or(0)];
+    let mut file = File::open(path).expect("a file");
+    let start = Instant::now();
+    for (at, bytes) in places {
+        file.seek(SeekFrom::Start(at)).expect("a place");
+        file.read_exact(&mut buffer[..bytes]).expect("bytes");
+    }
+    start.elapsed().as_secs_f64()
 }
 
 /// Times of single tokens; `between` is called before each.
