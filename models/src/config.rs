@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use lutite_kernels::attention::MAX_HEAD_DIM;
 use lutite_kernels::ggml::dequantize_row;
 use lutite_kernels::ops::rope::{RopeConfig, RopeScaling};
-use lutite_runtime::store::{ARCH_PREFIX, Gguf, PackedInfo};
+use lutite_runtime::store::{ARCH_PREFIX, Gguf, MatrixInfo};
 
 /// Families that [`Config::read`] accepts.
 pub const ARCHITECTURES: [&str; 1] = ["llama"];
@@ -157,7 +157,7 @@ fn vocab(k: &Keys<'_, '_>) -> Result<usize> {
     }
     for line in k.gguf.str_array("lutite.tensors")?.into_iter().flatten() {
         if line.starts_with("token_embd ") {
-            return Ok(PackedInfo::parse(line).map_err(lutite_runtime::Error::Packed)?.shape.rows);
+            return Ok(MatrixInfo::parse(line).map_err(lutite_runtime::Error::Packed)?.shape().rows);
         }
     }
     Ok(k.opt("vocab_size")?.unwrap_or(0))

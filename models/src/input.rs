@@ -32,6 +32,8 @@ pub(crate) enum Form {
     Tables(TableShape),
     /// Integers.
     Blocks,
+    /// Tables that are a level's own, made of the numbers as they are ([`crate::signs`]).
+    Signs,
 }
 
 /// Activations as integers.
@@ -82,7 +84,7 @@ impl Input {
         let (mut tables, mut blocks): (Vec<TableBuf>, Option<BlockBufs>) = (Vec::new(), None);
         for form in mats.iter().flat_map(|m| m.forms()) {
             match form {
-                Form::Floats => {}
+                Form::Floats | Form::Signs => {}
                 Form::Tables(shape) if tables.iter().any(|t| t.shape == shape) => {}
                 Form::Tables(shape) => tables.push(TableBuf::new(tokens, shape)?),
                 Form::Blocks if blocks.is_some() => {}

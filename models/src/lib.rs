@@ -11,6 +11,7 @@ mod input;
 mod linear;
 pub mod open;
 pub mod sampling;
+mod signs;
 pub mod tokenizer;
 mod verify;
 mod weights;

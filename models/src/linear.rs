@@ -2,18 +2,21 @@
 
 use crate::error::{Error, Result};
 use crate::input::{BlocksGuard, Form, Input, InputGuard};
-use lutite_kernels::dot::{self, MAX_TOKENS, TOGETHER, Tokens, expand, expanded_bytes};
+use crate::signs::{LevelTables, SignBufs, SignGuard, SignShape};
+use lutite_kernels::dot::{
+    self, MAX_TOKENS, TOGETHER, Tokens, expand, expanded_bytes, rebuild, rebuilt_bytes,
+};
 use lutite_kernels::ggml::{self, GgmlType};
 use lutite_kernels::isa::Isa;
-use lutite_kernels::lut::{TableShape, gemv};
+use lutite_kernels::lut::{TableShape, gemv, sign_lut};
 use lutite_kernels::pack::c32::BLOCK_COLS;
 use lutite_kernels::pack::p32::TILE_ROWS;
-use lutite_kernels::pack::{GROUPS, Packed};
+use lutite_kernels::pack::{GROUPS, Packed, SignLevels};
 use lutite_kernels::plain::{self, PlainType};
 use lutite_runtime::decode::Phase;
 use lutite_runtime::os::shared::SharedMat;
 use lutite_runtime::pool::Pool;
-use lutite_runtime::store::{Bytes, Loaded, PackedInfo};
+use lutite_runtime::store::{Bytes, LevelsInfo, Loaded, MatrixInfo, PackedInfo, View};
 use std::ops::Range;
 
 /// Weight bytes that are worth claiming as a chunk: some 10 us of reading, small enough for L2.
@@ -46,7 +49,7 @@ pub(crate) struct Linear {
     weights: Weights,
     bias: Option<Vec<f32>>,
     /// Other versions that it may come to be in.
-    versions: Vec<PackedInfo>,
+    versions: Vec<MatrixInfo>,
     how: How,
     /// Rows that are claimed at a time; a multiple of a tile.
     chunk_rows: usize,
@@ -71,16 +74,33 @@ impl How {
         !info.kind.is_uniform() && !self.exact && expand::pays(self.isa, info.planes)
     }
 
+    /// Whether a prompt's products are made of whole codes, though the weights are levels.
+    fn rebuilds(&self, info: &LevelsInfo) -> bool {
+        !self.exact && rebuild::pays(info.rank)
+    }
+
     /// The form that a matrix takes activations in.
-    fn form(&self, info: &PackedInfo, phase: Phase) -> Form {
-        let blocks = info.kind.is_uniform() || phase == Phase::Prompt && self.expands(info);
-        let tables = TableShape { cols: info.shape.cols, group: info.group };
-        if blocks { Form::Blocks } else { Form::Tables(tables) }
+    fn form(&self, info: &MatrixInfo, phase: Phase) -> Form {
+        let prompt = phase == Phase::Prompt;
+        match info {
+            MatrixInfo::Levels(info) if prompt && self.rebuilds(info) => Form::Blocks,
+            MatrixInfo::Levels(_) => Form::Signs,
+            MatrixInfo::Packed(info) if info.kind.is_uniform() || prompt && self.expands(info) => {
+                Form::Blocks
+            }
+            MatrixInfo::Packed(info) => Form::Tables(TableShape { cols: info.shape.cols, group: info.group }),
+        }
     }
 
     /// Bytes that a worker needs for whole codes of some tiles.
-    fn scratch_bytes(&self, info: &PackedInfo) -> usize {
-        if self.expands(info) { expanded_bytes(EXPANDED_TILES, info.shape.cols, info.group) } else { 0 }
+    fn scratch_bytes(&self, info: &MatrixInfo) -> usize {
+        match info {
+            MatrixInfo::Packed(info) if self.expands(info) => {
+                expanded_bytes(MADE_TILES, info.shape.cols, info.group)
+            }
+            MatrixInfo::Levels(info) if self.rebuilds(info) => rebuilt_bytes(MADE_TILES, info.shape.cols),
+            _ => 0,
+        }
     }
 }
 
@@ -96,8 +116,8 @@ impl Linear {
     /// # Errors
     /// When the buffers do not fit the shape.
     pub(crate) fn packed(w: Loaded, how: How) -> Result<Linear> {
-        w.view()?;
-        Ok(Linear::new(w.info.shape.rows, w.info.shape.cols, Weights::Packed(w), how))
+        let shape = w.view()?.shape();
+        Ok(Linear::new(shape.rows, shape.cols, Weights::Packed(w), how))
     }
 
     /// Plain numbers, `rows * cols` of type `ty`.
@@ -117,12 +137,10 @@ impl Linear {
     /// # Errors
     /// When it is none of a packed matrix, has another shape, or its buffers do not fit; nothing has changed then.
     pub(crate) fn exchange(&mut self, w: Loaded) -> Result<Loaded> {
-        w.view()?;
-        let failed = |why: &str| Error::Tensor { name: w.info.name.clone(), why: why.into() };
+        let shape = w.view()?.shape();
+        let failed = |why: &str| Error::Tensor { name: w.info.name().to_owned(), why: why.into() };
         match &mut self.weights {
-            _ if (w.info.shape.rows, w.info.shape.cols) != (self.rows, self.cols) => {
-                Err(failed("has another shape"))
-            }
+            _ if (shape.rows, shape.cols) != (self.rows, self.cols) => Err(failed("has another shape")),
             Weights::Plain { .. } => Err(failed("is to replace plain numbers")),
             Weights::Packed(now) => {
                 let before = std::mem::replace(now, w);
@@ -133,7 +151,7 @@ impl Linear {
     }
 
     /// With versions that it may come to be in.
-    pub(crate) fn with_versions(mut self, versions: Vec<PackedInfo>) -> Linear {
+    pub(crate) fn with_versions(mut self, versions: Vec<MatrixInfo>) -> Linear {
         self.versions = versions;
         self
     }
@@ -159,8 +177,11 @@ impl Linear {
     }
 
     /// How many bytes ahead of their use weights are asked for.
-    fn ahead(&self, info: &PackedInfo) -> usize {
-        if info.kind.is_uniform() { self.how.ahead.codes } else { self.how.ahead.planes }
+    fn ahead(&self, info: &MatrixInfo) -> usize {
+        match info {
+            MatrixInfo::Packed(info) if info.kind.is_uniform() => self.how.ahead.codes,
+            _ => self.how.ahead.planes,
+        }
     }
 
     /// Outputs.
@@ -202,12 +223,38 @@ impl Linear {
     pub(crate) fn scratch_bytes(&self) -> usize {
         self.infos().map(|info| self.how.scratch_bytes(info)).max().unwrap_or(0)
     }
-    fn infos(&self) -> impl Iterator<Item = &PackedInfo> {
+    /// All versions that it may be in.
+    pub(crate) fn infos(&self) -> impl Iterator<Item = &MatrixInfo> {
         let now = match &self.weights {
             Weights::Packed(w) => Some(&w.info),
             Weights::Plain { .. } => None,
         };
         self.versions.iter().chain(now)
+    }
+    /// What it is packed as, with its data.
+    pub(crate) fn loaded(&self) -> Option<&Loaded> {
+        match &self.weights {
+            Weights::Packed(w) => Some(w),
+            Weights::Plain { .. } => None,
+        }
+    }
+    /// What the tables of its levels take; nothing if it has none.
+    pub(crate) fn sign_shape(&self) -> SignShape {
+        self.loaded().map(|w| SignShape::of(&w.info)).unwrap_or_default()
+    }
+    /// Hands its levels to `f`.
+    ///
+    /// # Panics
+    /// If it has none, or `f` fails: mistakes of the model's code, not of its file.
+    pub(crate) fn with_levels(&self, f: impl FnOnce(&SignLevels<'_>) -> lutite_kernels::Result<()>) {
+        let done = match self.loaded().map(Loaded::view) {
+            Some(Ok(View::Levels(levels))) => f(&levels),
+            Some(Err(e)) => Err(e),
+            _ => panic!("a {} x {} matrix has no levels", self.rows, self.cols),
+        };
+        if let Err(e) = done {
+            panic!("levels of a {} x {} matrix: {e}", self.rows, self.cols);
+        }
     }
     /// Its format in a few words, e.g. `uniform q=4 g=32` or `f16`.
     pub(crate) fn format(&self) -> String {
@@ -239,8 +286,8 @@ impl Linear {
         Ok(())
     }
 
-    /// The products of `rows`, which start at a tile, with tokens `0..n` of `x`. `put(token, row, values)`
-    /// receives consecutive rows, bias included.
+    /// The products of `rows`, which start at a tile, with tokens `0..n` of `x`, or with the one whose `signs` are given where
+    /// the form is [`Form::Signs`]. `put(token, row, values)` receives consecutive rows, bias included.
     ///
     /// # Panics
     /// If `x` was not made for this matrix: a mistake of the model's code, not of its file.
@@ -249,6 +296,7 @@ impl Linear {
         step: &Step<'_>,
         worker: usize,
         x: &InputGuard<'_>,
+        signs: Option<(usize, LevelTables<'_>)>,
         rows: Range<usize>,
         put: &mut dyn FnMut(usize, usize, &[f32]),
     ) {
@@ -268,13 +316,36 @@ impl Linear {
                     put(token, at, y);
                 };
                 let ahead = self.ahead(&w.info);
-                match (self.form(phase), w.info.kind.is_uniform(), n) {
-                    (Form::Tables(shape), ..) => {
-                        table_products(step, &view, x, shape, tiles, ahead, &mut put)
+                let view = match (&view, signs) {
+                    (View::Packed(view), _) => view,
+                    (View::Levels(levels), Some((token, tables))) => {
+                        return sign_products(isa, levels, &tables, tiles, ahead, &mut |at, y| {
+                            put(token, at, y);
+                        });
                     }
-                    (_, false, _) => expanded_products(step, worker, &view, x, tiles, &mut put),
-                    (.., 1) => dot_products::<ALONE>(step, &view, x, tiles, ahead, &mut put),
-                    _ => dot_products::<PRODUCTS>(step, &view, x, tiles, ahead, &mut put),
+                    (View::Levels(levels), None) => {
+                        return made_products(
+                            step,
+                            worker,
+                            |tiles, to| rebuild(isa, levels.as_slice(), tiles, to),
+                            x,
+                            tiles,
+                            &mut put,
+                        );
+                    }
+                };
+                match (self.form(phase), view.kind().is_uniform(), n) {
+                    (Form::Tables(shape), ..) => table_products(step, view, x, shape, tiles, ahead, &mut put),
+                    (_, false, _) => made_products(
+                        step,
+                        worker,
+                        |tiles, to| expand(isa, view, tiles, to),
+                        x,
+                        tiles,
+                        &mut put,
+                    ),
+                    (.., 1) => dot_products::<ALONE>(step, view, x, tiles, ahead, &mut put),
+                    _ => dot_products::<PRODUCTS>(step, view, x, tiles, ahead, &mut put),
                 }
             }),
             Weights::Plain { ty, bytes } => {
@@ -325,19 +396,41 @@ fn table_products(
     Ok(())
 }
 
-/// [`dot_products`] of planes that are made whole codes, some tiles after the other.
-fn expanded_products(
+/// [`sign_lut`] by portions of tiles, of all levels; `put(row, values)` receives all rows of some tiles.
+fn sign_products(
+    isa: Isa,
+    levels: &SignLevels<'_>,
+    tables: &LevelTables<'_>,
+    tiles: Range<usize>,
+    ahead: usize,
+    put: &mut dyn FnMut(usize, &mut [f32]),
+) -> lutite_kernels::Result<()> {
+    let mut y = [[0.0; TILE_ROWS]; SIGN_TILES];
+    for from in tiles.clone().step_by(SIGN_TILES) {
+        let tiles = from..(from + SIGN_TILES).min(tiles.end);
+        let y = &mut y[..tiles.len()];
+        y.as_flattened_mut().fill(0.0);
+        for (i, level) in levels.as_slice().iter().enumerate() {
+            sign_lut(isa, level, &tables.level(i)?, tiles.clone(), ahead, y)?;
+        }
+        put(from * TILE_ROWS, y.as_flattened_mut());
+    }
+    Ok(())
+}
+
+/// [`dot_products`] of whole codes that `make` makes of some tiles of planes or levels, one after the other.
+fn made_products(
     step: &Step<'_>,
     worker: usize,
-    w: &Packed<'_>,
+    make: impl for<'a> Fn(Range<usize>, &'a mut [u8]) -> lutite_kernels::Result<Packed<'a>>,
     x: &InputGuard<'_>,
     tiles: Range<usize>,
     put: &mut dyn FnMut(usize, usize, &mut [f32]),
 ) -> lutite_kernels::Result<()> {
     let mut scratch = step.scratch.write_row(worker);
-    for from in tiles.clone().step_by(EXPANDED_TILES) {
-        let tiles = from..(from + EXPANDED_TILES).min(tiles.end);
-        let codes = expand(step.isa, w, tiles.clone(), &mut scratch)?;
+    for from in tiles.clone().step_by(MADE_TILES) {
+        let tiles = from..(from + MADE_TILES).min(tiles.end);
+        let codes = make(tiles.clone(), &mut scratch)?;
         dot_products::<PRODUCTS>(step, &codes, x, 0..tiles.len(), 0, &mut |token, at, y| {
             put(token, tiles.start * TILE_ROWS + at, y);
         })?;
@@ -385,12 +478,16 @@ fn dot_products<const P: usize>(
 /// Tiles times tokens whose products are worked out at once: 16 KiB of them.
 const PRODUCTS: usize = 4 * MAX_TOKENS;
 
-/// Tiles whose planes are made whole codes at once: as many as are multiplied together.
-const EXPANDED_TILES: usize = PRODUCTS / MAX_TOKENS;
+/// Tiles whose planes or levels are made whole codes at once: as many as are multiplied together.
+const MADE_TILES: usize = PRODUCTS / MAX_TOKENS;
+
+/// Tiles that are multiplied with one level's tables after the other: 8 KiB of products.
+const SIGN_TILES: usize = 64;
 
 /// [`Linear::scratch_bytes`] of any matrix of `cols` columns at most.
 pub(crate) const fn most_scratch_bytes(cols: usize) -> usize {
-    expanded_bytes(EXPANDED_TILES, cols, GROUPS[0])
+    let (expanded, rebuilt) = (expanded_bytes(MADE_TILES, cols, GROUPS[0]), rebuilt_bytes(MADE_TILES, cols));
+    if expanded > rebuilt { expanded } else { rebuilt }
 }
 
 /// Tiles at once where there is one token: 2 KiB.
@@ -407,6 +504,8 @@ pub(crate) struct Step<'a> {
     pub(crate) n: usize,
     /// A row for each worker, of [`Linear::scratch_bytes`] at least.
     pub(crate) scratch: &'a SharedMat<u8>,
+    /// Tables of levels, with room for any matrices that share an input.
+    pub(crate) signs: &'a SignBufs,
 }
 
 /// A stage: `out[m] = w[m] x` for several matrices that share their input, claimed as one list of chunks.
@@ -426,7 +525,8 @@ pub(crate) fn multiply_add(pool: &mut Pool, step: &Step<'_>, x: &Input, mat: &Li
     stage(pool, step, x, [mat], [out], |y, out| out.iter_mut().zip(y).for_each(|(o, y)| *o += y));
 }
 
-/// Claims the chunks of all matrices; `store` puts consecutive products where they belong.
+/// All matrices' products; `store` puts consecutive ones where they belong. Those that take tables of levels come behind
+/// the others, token by token.
 fn stage<const M: usize>(
     pool: &mut Pool,
     step: &Step<'_>,
@@ -436,17 +536,32 @@ fn stage<const M: usize>(
     store: impl Fn(&[f32], &mut [f32]) + Sync,
 ) {
     let input = x.read();
-    pool.each_by(mats.iter().map(|m| m.chunks()).sum(), |worker, mut chunk| {
-        let mut m = 0;
-        while chunk >= mats[m].chunks() {
-            chunk -= mats[m].chunks();
-            m += 1;
-        }
-        let rows = mats[m].chunk_range(chunk);
-        let mut out = outs[m].write_cols(rows.clone());
-        mats[m].products(step, worker, &input, rows.clone(), &mut |token, row, y| {
-            let at = row - rows.start;
-            store(y, &mut out.row_mut(token)[at..at + y.len()]);
+    let by_signs = mats.map(|m| m.form(step.phase) == Form::Signs);
+    let claim = |chosen: [bool; M], signs: Option<(usize, &SignGuard<'_, M>)>, pool: &mut Pool| {
+        let chunks = |m: usize| if chosen[m] { mats[m].chunks() } else { 0 };
+        pool.each_by((0..M).map(chunks).sum(), |worker, mut chunk| {
+            let mut m = 0;
+            while chunk >= chunks(m) {
+                chunk -= chunks(m);
+                m += 1;
+            }
+            let rows = mats[m].chunk_range(chunk);
+            let mut out = outs[m].write_cols(rows.clone());
+            let signs = signs.map(|(token, signs)| (token, signs.of(m)));
+            mats[m].products(step, worker, &input, signs, rows.clone(), &mut |token, row, y| {
+                let at = row - rows.start;
+                store(y, &mut out.row_mut(token)[at..at + y.len()]);
+            });
         });
-    });
+    };
+    if by_signs.contains(&false) {
+        claim(by_signs.map(|signs| !signs), None, pool);
+    }
+    if by_signs.contains(&true) {
+        for token in 0..step.n {
+            step.signs.build(pool, step.isa, input.x.row(token), mats, by_signs);
+            let signs = step.signs.read(mats, by_signs);
+            claim(by_signs, Some((token, &signs)), pool);
+        }
+    }
 }

@@ -3,12 +3,14 @@
 use crate::arch::llama::{Begin, Embedding};
 use crate::error::{Error, Result};
 use crate::linear::{How, Linear};
+use crate::signs::SignShape;
 use lutite_kernels::ggml::{GgmlError, GgmlType, dequantize_row};
 use lutite_kernels::plain::PlainType;
 use lutite_runtime::residency::{Home, Host, Piece, Residency, Start};
 use lutite_runtime::store::{
-    Bytes, Directory, Gguf, Loaded, ModelFile, PackedInfo, RowOrder, TensorInfo, check_version, is_packed,
+    Bytes, Directory, Gguf, Loaded, MatrixInfo, ModelFile, RowOrder, TensorInfo, check_version, is_packed,
 };
+use std::collections::HashMap;
 
 /// How weight matrices are multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,6 +65,27 @@ impl<'a> Weights<'a> {
         let (gguf, directory) = (self.gguf, &self.packed);
         let start = Start { gguf, directory, sums: &sums, home, blocks, wanted, limit };
         Ok(Some(Residency::start(start, host)?))
+    }
+
+    /// Bytes of the tables that products of levels take at most, as [`SignShape`] has it: those of a layer's matrices, and more
+    /// than any of its stages has. Saturating.
+    pub(crate) fn sign_bytes(&self) -> u64 {
+        if self.path == Path::Plain {
+            return 0;
+        }
+        let stack = self.packed.stack().blocks().iter().map(|b| (b.matrix.as_str(), &b.info));
+        let mut matrices: HashMap<&str, u64> = HashMap::new();
+        for (name, info) in self.packed.matrices().chain(stack) {
+            let bytes = SignShape::of(info).bytes();
+            matrices.entry(name).and_modify(|most| *most = bytes.max(*most)).or_insert(bytes);
+        }
+        let mut layers: HashMap<&str, u64> = HashMap::new();
+        for (name, bytes) in matrices {
+            let layer = name.rsplit_once('.').map_or(name, |(layer, _)| layer);
+            let sum = layers.entry(layer).or_default();
+            *sum = sum.saturating_add(bytes);
+        }
+        layers.into_values().max().unwrap_or(0)
     }
 
     /// Whether the file has this matrix in either form. `name` has no suffix.
@@ -159,19 +182,20 @@ impl<'a> Weights<'a> {
     }
 
     /// What a stack may bring the matrix to.
-    fn versions(&self, name: &str) -> Vec<PackedInfo> {
+    fn versions(&self, name: &str) -> Vec<MatrixInfo> {
         let stack = self.packed.stack();
         let of = stack.blocks().iter().enumerate().filter(|(_, b)| b.matrix == name);
         of.flat_map(|(i, b)| [stack.older(i), Some(&b.info)]).flatten().cloned().collect()
     }
 
-    fn packed(&self, info: &PackedInfo, rows: usize, cols: usize) -> Result<Loaded> {
-        if (info.shape.rows, info.shape.cols) != (rows, cols) {
-            let found = format!("[{}, {}]", info.shape.cols, info.shape.rows);
-            return Err(shape_error(&info.name, &format!("[{cols}, {rows}]"), &found));
+    fn packed(&self, info: &MatrixInfo, rows: usize, cols: usize) -> Result<Loaded> {
+        let shape = info.shape();
+        if (shape.rows, shape.cols) != (rows, cols) {
+            let found = format!("[{}, {}]", shape.cols, shape.rows);
+            return Err(shape_error(info.name(), &format!("[{cols}, {rows}]"), &found));
         }
         let loaded = match &self.home {
-            Some((home, sums)) => home.load(&Piece::find(self.gguf, info, sums)?)?,
+            Some((home, sums)) => home.load(&Piece::find(self.gguf, info, sums)?, None)?,
             None => {
                 let tensors =
                     info.find(self.gguf)?.into_iter().map(|t| self.part(t)).collect::<Result<_>>()?;
@@ -199,8 +223,8 @@ impl<'a> Weights<'a> {
     }
 }
 
-fn damaged(info: &PackedInfo, e: &Error) -> Error {
-    Error::Tensor { name: info.name.clone(), why: format!("{e}; the file is damaged") }
+fn damaged(info: &MatrixInfo, e: &Error) -> Error {
+    Error::Tensor { name: info.name().to_owned(), why: format!("{e}; the file is damaged") }
 }
 
 /// The types that are multiplied as they lie in the file.

@@ -3,6 +3,8 @@
 
 #[path = "common/edit.rs"]
 mod edit;
+#[path = "common/levels.rs"]
+mod levels;
 #[path = "../../runtime/tests/common/peak.rs"]
 mod peak;
 
@@ -277,6 +279,19 @@ fn the_estimate_covers_what_is_allocated() {
         // Beside it: the parsed header, norms, and one flag for each row and chunk of a buffer.
         let cap = need.kv + need.activations + (128 << 10);
         assert!(peak <= cap, "context {context}, batch {batch}: {peak} bytes, estimated {cap}");
+    }
+}
+
+/// The same of tables of levels, and of those to come.
+#[test]
+fn the_estimate_covers_the_tables_of_levels() {
+    for (counts, rank, exact) in [(&[1][..], 1, false), (&[2, 5], 16, true), (&[1, 32], 16, false)] {
+        let bytes = Bytes::new(levels::with_levels(&seed(), counts, rank));
+        let o = OpenOptions { path: Path::Lut, exact, batch: 4, available: None, verify: false, ..options() };
+        let (m, peak) = peak_of(|| open::open(&bytes, &o));
+        // As above; also the directory and the stack, each several times.
+        let cap = m.unwrap().rest_bytes() as usize + (512 << 10);
+        assert!(peak <= cap, "{counts:?}, rank {rank}: {peak} bytes, estimated {cap}");
     }
 }
 

@@ -37,6 +37,12 @@ const RANK: usize = RANKS[RANKS.len() - 1];
 /// Columns whose sums stay in registers together.
 const TOGETHER: usize = 2;
 
+/// Whether prompts' levels of this rank are better rebuilt than looked up: four levels of rank 16 from 11 to 15 tokens on, of
+/// rank 1 from 75 on or never (`docs/speed.md`).
+pub const fn pays(rank: usize) -> bool {
+    rank >= 4
+}
+
 /// Bytes of `tiles` tiles of `cols` columns, as [`rebuild`] makes them; saturating.
 pub const fn rebuilt_bytes(tiles: usize, cols: usize) -> usize {
     tiles.saturating_mul(code_bytes(cols).saturating_add(scale_bytes(cols)))

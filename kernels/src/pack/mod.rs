@@ -19,7 +19,7 @@ mod view;
 pub use p32::PlaneShape;
 pub use params::ParamKind;
 pub(crate) use sign::RANKS_LIST;
-pub use sign::{RANKS, SignLevel};
+pub use sign::{MAX_LEVELS, RANKS, SignLevel, SignLevels};
 pub use view::Packed;
 
 /// Planes that a packed matrix may have at most.

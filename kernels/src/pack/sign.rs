@@ -19,6 +19,9 @@ pub const RANKS: [usize; 5] = [1, 2, 4, 8, 16];
 /// [`RANKS`], for messages.
 pub(crate) const RANKS_LIST: &str = "1, 2, 4, 8 or 16";
 
+/// Levels of a matrix at most.
+pub const MAX_LEVELS: usize = 32;
+
 /// One level, borrowed from wherever it lies. All lengths were checked when it was made, so kernels need not.
 #[derive(Clone, Copy, Debug)]
 pub struct SignLevel<'a> {
@@ -130,6 +133,50 @@ impl<'a> SignLevel<'a> {
     pub(crate) fn row_v(&self, i: usize) -> &'a [u8] {
         let bytes = 2 * self.shape.cols;
         &self.v[i * bytes..(i + 1) * bytes]
+    }
+}
+
+/// All levels of a matrix in their order, of one shape and one rank.
+#[derive(Clone, Copy, Debug)]
+pub struct SignLevels<'a> {
+    /// The first `count` of them; behind these the first again.
+    all: [SignLevel<'a>; MAX_LEVELS],
+    count: usize,
+}
+
+impl<'a> SignLevels<'a> {
+    /// Checks each level's signs, `u` and `v`, as [`SignLevel::new`] does. Allocates nothing.
+    ///
+    /// # Errors
+    /// As [`SignLevel::new`]; [`Error::Shape`] for no levels, or more than [`MAX_LEVELS`].
+    pub fn new(
+        shape: PlaneShape,
+        rank: usize,
+        levels: impl IntoIterator<Item = [&'a [u8]; 3]>,
+    ) -> Result<SignLevels<'a>> {
+        let wrong = |found| Error::Shape { what: "number of levels", found, allowed: "1 to 32" };
+        let mut levels = levels.into_iter().map(|[signs, u, v]| SignLevel::new(shape, rank, signs, u, v));
+        let first = levels.next().ok_or(wrong(0))??;
+        let (mut all, mut count) = ([first; MAX_LEVELS], 1);
+        for level in levels {
+            *all.get_mut(count).ok_or(wrong(count + 1))? = level?;
+            count += 1;
+        }
+        Ok(SignLevels { all, count })
+    }
+
+    /// The levels.
+    pub fn as_slice(&self) -> &[SignLevel<'a>] {
+        &self.all[..self.count]
+    }
+
+    /// Writes the weights of row `row` to `out`, which has as many as the matrix has columns.
+    ///
+    /// # Errors
+    /// As [`SignLevel::add_row`].
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) -> Result<()> {
+        out.fill(0.0);
+        self.as_slice().iter().try_for_each(|level| level.add_row(row, out))
     }
 }
 

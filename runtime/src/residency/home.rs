@@ -2,11 +2,12 @@
 //!
 //! Either they stay in the file's map: reading one is bringing its pages into memory, and the system takes them back when it
 //! wants to. Or each is read into memory of its own, which is counted and goes back to the system when the version is dropped:
-//! the home for those who have a budget. Every version is held against its tensors' checksums when it is read.
+//! the home for those who have a budget. Of a matrix of levels only those that are not there are read, each into memory of its own, so
+//! that fewer levels need nothing to be read. Every version is held against its tensors' checksums when it is read.
 
 use crate::error::{Error, Result};
 use crate::os::file::DataFile;
-use crate::store::{Bytes, Gguf, Loaded, PackedInfo};
+use crate::store::{Bytes, Gguf, Loaded, MatrixInfo, TensorInfo};
 use memmap2::MmapMut;
 use std::ops::Range;
 use std::sync::Arc;
@@ -61,10 +62,13 @@ pub enum Home {
 #[derive(Clone, Debug)]
 pub struct Piece {
     /// What it is.
-    pub info: PackedInfo,
-    /// Where each of its tensors lies, and xxh3-64 of it, if that is known; ascending.
-    tensors: Vec<(Range<u64>, Option<u64>)>,
+    pub info: MatrixInfo,
+    /// Its tensors, by what comes and goes together.
+    portions: Vec<Portion>,
 }
+
+/// Where each of some tensors lies, and xxh3-64 of it, if that is known.
+type Portion = Vec<(Range<u64>, Option<u64>)>;
 
 /// Memory that is counted.
 struct Counted {
@@ -89,35 +93,53 @@ impl Piece {
     /// held against them.
     ///
     /// # Errors
-    /// As [`PackedInfo::find`].
-    pub fn find(gguf: &Gguf<'_>, info: &PackedInfo, sums: &[u64]) -> Result<Piece> {
+    /// As [`MatrixInfo::find`].
+    pub fn find(gguf: &Gguf<'_>, info: &MatrixInfo, sums: &[u64]) -> Result<Piece> {
         let sum = |name: &str| gguf.position(name).and_then(|i| sums.get(i)).copied();
-        let found = info.find(gguf)?.into_iter();
-        let tensors = found.map(|t| (t.offset..t.offset + t.bytes(), sum(t.name))).collect();
-        Ok(Piece { info: info.clone(), tensors })
+        let tensor = |t: &&TensorInfo<'_>| (t.offset..t.offset + t.bytes(), sum(t.name));
+        let found = info.find(gguf)?;
+        let portions = found.chunks(info.portion()).map(|p| p.iter().map(tensor).collect()).collect();
+        Ok(Piece { info: info.clone(), portions })
     }
 
-    /// From the first byte to the last.
-    fn range(&self) -> Range<u64> {
-        let start = self.tensors.iter().map(|(r, _)| r.start).min().unwrap_or(0);
-        start..self.tensors.iter().map(|(r, _)| r.end).max().unwrap_or(0)
+    /// Those that somebody who has the version `have` of this matrix lacks.
+    fn missing(&self, have: Option<&MatrixInfo>) -> &[Portion] {
+        let shared = have.map_or(0, |have| self.info.shared(have));
+        self.portions.get(shared / self.info.portion()..).unwrap_or_default()
     }
 
-    /// Bytes of memory that it takes.
-    pub fn bytes(&self) -> u64 {
-        let range = self.range();
-        range.end - range.start
+    /// Bytes of memory that it takes beside the version `have` of this matrix.
+    pub fn bytes_beside(&self, have: &MatrixInfo) -> u64 {
+        let bytes = |range: Range<u64>| range.end - range.start;
+        self.missing(Some(have)).iter().map(|portion| bytes(range(portion))).sum()
     }
 }
 
+/// From the first byte to the last.
+fn range(portion: &Portion) -> Range<u64> {
+    let start = portion.iter().map(|(r, _)| r.start).min().unwrap_or(0);
+    start..portion.iter().map(|(r, _)| r.end).max().unwrap_or(0)
+}
+
 impl Home {
-    /// Brings a version into memory.
+    /// Brings a version into memory; what it shares with `have`, another version of the matrix, is taken from there.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Packed`], which name the matrix: a file that ends before, a checksum that is wrong.
-    pub fn load(&self, piece: &Piece) -> Result<Loaded> {
-        let name = &piece.info.name;
-        let all = piece.range();
+    pub fn load(&self, piece: &Piece, have: Option<&Loaded>) -> Result<Loaded> {
+        let info = piece.info.clone();
+        let shared = have.map_or(0, |have| info.shared(&have.info));
+        let mut tensors: Vec<Bytes> =
+            have.iter().flat_map(|have| &have.tensors).take(shared).cloned().collect();
+        for portion in piece.missing(have.map(|have| &have.info)) {
+            tensors.extend(self.load_portion(info.name(), portion)?);
+        }
+        Ok(Loaded { info, tensors })
+    }
+
+    /// Brings tensors that lie together into memory of their own, which goes back to the system with the last of them.
+    fn load_portion(&self, name: &str, portion: &Portion) -> Result<Vec<Bytes>> {
+        let all = range(portion);
         let (whole, start) = match self {
             Home::Map(bytes) => (bytes.clone(), 0),
             Home::Memory { file, account } => {
@@ -143,8 +165,7 @@ impl Home {
                 None => Err(Error::Packed(format!("{name} lies behind the end of the file"))),
             }
         };
-        let tensors = piece.tensors.iter().map(part).collect::<Result<_>>()?;
-        Ok(Loaded { info: piece.info.clone(), tensors })
+        portion.iter().map(part).collect()
     }
 
     /// Bytes of the file as it is now: one that is still arriving grows.

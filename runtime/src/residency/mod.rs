@@ -12,7 +12,8 @@
 //! ```
 //!
 //! Memory of its own is never taken beyond the limit on the way up: a version is read only when there is room for it beside
-//! the one that it replaces. On the way down the version that takes over has to be read first; few at a time then wait.
+//! the one that it replaces. On the way down the version that takes over has to be read first; few at a time then wait. A matrix of
+//! levels keeps those that both versions have: upwards the others are read, downwards none.
 
 mod home;
 mod reader;
@@ -37,6 +38,9 @@ pub type Exchange<'a> = dyn FnMut(&str, Loaded) -> std::result::Result<Loaded, S
 pub trait Host: Send {
     /// Lets `apply` exchange matrices, unless a token is in flight; says whether it did.
     fn between_tokens(&self, apply: &mut dyn FnMut(&mut Exchange<'_>)) -> bool;
+
+    /// The version of a matrix that is in use; its data are not copied.
+    fn current(&self, matrix: &str) -> Option<Loaded>;
 }
 
 /// What is in memory.

@@ -1,6 +1,6 @@
 //! The thread that reads versions and drops those that were replaced.
 
-use super::{Change, Host, Shared, State};
+use super::{Change, Host, Matrix, Shared, State};
 use crate::os::priority::yield_to_others;
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
@@ -44,14 +44,16 @@ pub(super) fn run(shared: &Shared, host: &impl Host) {
             }
             continue;
         };
-        let piece = &shared.matrices[matrix].versions[version];
-        let up = version > state.read[matrix];
-        if !state.pending.is_empty() && !has_room(shared, &state, piece.bytes(), up) {
+        let Matrix { name, versions, .. } = &shared.matrices[matrix];
+        // Nothing of this matrix is pending: what was read is what is in use.
+        let (piece, before) = (&versions[version], state.read[matrix]);
+        let bytes = piece.bytes_beside(&versions[before].info);
+        if !state.pending.is_empty() && !has_room(shared, &state, bytes, version > before) {
             put_in_place(shared, host, state);
             continue;
         }
         drop(state);
-        let loaded = shared.home.load(piece);
+        let loaded = shared.home.load(piece, host.current(name).as_ref());
         let mut state = shared.lock();
         match loaded {
             Ok(loaded) => {

@@ -1,37 +1,59 @@
 use super::*;
 use crate::os::file::DataFile;
-use crate::store::{Bytes, Directory, Gguf, GgufWriter, PackedInfo, Point, Stack, announce_checksums};
-use crate::store::{seal_checksums, tensor_checksums, version_name};
+use crate::store::{
+    Bytes, Directory, Gguf, GgufWriter, LevelsInfo, MatrixInfo, PackedInfo, Point, Stack, announce_checksums,
+    seal_checksums, tensor_checksums, version_name,
+};
 use lutite_kernels::pack::{ParamKind, PlaneShape};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{RwLock, TryLockError};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Matrices and planes of the blocks' versions, in the order of the stack; all begin with 2 planes.
-const MATRICES: [&str; 3] = ["blk.0.ffn_up", "blk.0.ffn_down", "output"];
-const BLOCKS: [(usize, usize); 7] = [(0, 3), (1, 3), (0, 4), (2, 4), (1, 4), (0, 6), (1, 6)];
+/// The last of them is of levels, and begins with one; the others are of planes, and begin with two.
+const MATRICES: [&str; 4] = ["blk.0.ffn_up", "blk.0.ffn_down", "output", "blk.1.ffn_up"];
+const OF_LEVELS: usize = 3;
 
-fn info(matrix: usize, version: usize, planes: usize) -> PackedInfo {
+/// Matrices and planes or levels of the blocks' versions, in the order of the stack.
+const BLOCKS: [(usize, usize); ALL] =
+    [(0, 3), (1, 3), (0, 4), (2, 4), (3, 2), (1, 4), (3, 3), (0, 6), (3, 6), (1, 6)];
+const ALL: usize = 10;
+
+fn info(matrix: usize, version: usize, planes: usize) -> MatrixInfo {
     let shape = PlaneShape { rows: 64 + 32 * matrix, cols: 128 };
     let name = version_name(MATRICES[matrix], version);
-    PackedInfo { name, kind: ParamKind::Hlq8, shape, planes, group: 32 }
+    if matrix == OF_LEVELS {
+        return LevelsInfo { name, shape, levels: planes, rank: 2 }.into();
+    }
+    PackedInfo { name, kind: ParamKind::Hlq8, shape, planes, group: 32 }.into()
 }
 
-fn blocks() -> Vec<PackedInfo> {
+/// Planes or levels.
+fn planes(info: &MatrixInfo) -> usize {
+    match info {
+        MatrixInfo::Packed(info) => info.planes,
+        MatrixInfo::Levels(info) => info.levels,
+    }
+}
+
+fn blocks() -> Vec<MatrixInfo> {
     let version = |i: usize| BLOCKS[..=i].iter().filter(|b| b.0 == BLOCKS[i].0).count();
     (0..BLOCKS.len()).map(|i| info(BLOCKS[i].0, version(i), BLOCKS[i].1)).collect()
 }
 
 /// A stacked file of noise.
 fn file(path: &Path) -> Vec<u8> {
-    let least: Vec<PackedInfo> = (0..MATRICES.len()).map(|m| info(m, 0, 2)).collect();
+    let least: Vec<MatrixInfo> =
+        (0..MATRICES.len()).map(|m| info(m, 0, if m == OF_LEVELS { 1 } else { 2 })).collect();
     let all = || least.iter().cloned().chain(blocks());
     let mut w = GgufWriter::new();
     w.set("general.architecture", "lut-x").unwrap();
-    w.set("lutite.tensors", least.iter().map(PackedInfo::line).collect::<Vec<_>>().as_slice()).unwrap();
-    Stack::announce(&mut w, &blocks(), &[0, 4, 7]).unwrap();
-    let tensors: Vec<_> = all().flat_map(|i| i.tensors()).collect();
+    w.set("lutite.tensors", least.iter().map(MatrixInfo::line).collect::<Vec<_>>().as_slice()).unwrap();
+    Stack::announce(&mut w, &blocks(), &[0, 4, ALL]).unwrap();
+    let mut tensors: Vec<_> = all().flat_map(|i| i.tensors()).collect();
+    // A version of levels has those of the one before.
+    let mut seen = std::collections::HashSet::new();
+    tensors.retain(|t| seen.insert(t.0.clone()));
     for (name, ty, dims) in &tensors {
         w.add_tensor(name, *ty, dims).unwrap();
     }
@@ -50,7 +72,7 @@ fn file(path: &Path) -> Vec<u8> {
         sums.push(xxh3_64(&data));
     }
     let kl = |blocks, kl| Point { blocks, kl, error: 0.1 };
-    Stack::store_curve(&mut out, &[kl(0, 2.0), kl(4, 1.0), kl(7, 0.5)]).unwrap();
+    Stack::store_curve(&mut out, &[kl(0, 2.0), kl(4, 1.0), kl(ALL, 0.5)]).unwrap();
     seal_checksums(&mut out, &sums).unwrap();
     out.finish().unwrap();
     std::fs::read(path).unwrap()
@@ -70,6 +92,10 @@ impl Host for Net {
         apply(&mut |matrix, loaded| exchange(&mut net, matrix, loaded));
         true
     }
+
+    fn current(&self, matrix: &str) -> Option<Loaded> {
+        self.0.read().unwrap().get(matrix).cloned()
+    }
 }
 
 fn exchange(net: &mut HashMap<String, Loaded>, matrix: &str, loaded: Loaded) -> Result<Loaded, String> {
@@ -88,7 +114,7 @@ fn open(bytes: &[u8], home: Home, blocks: usize, limit: Option<u64>) -> Case {
     let directory = Directory::base(&gguf).unwrap().at(blocks);
     let load = |name: &&str| {
         let piece = Piece::find(&gguf, directory.get(name).unwrap(), &sums).unwrap();
-        ((*name).to_owned(), home.load(&piece).unwrap())
+        ((*name).to_owned(), home.load(&piece, None).unwrap())
     };
     let net = Net(Arc::new(RwLock::new(MATRICES.iter().map(load).collect())));
     let start =
@@ -109,7 +135,7 @@ impl Case {
         }
         let at = |n: usize| {
             let directory = Directory::base(&gguf).unwrap().at(n);
-            MATRICES.iter().all(|m| directory.get(m).unwrap().name <= net[*m].info.name)
+            MATRICES.iter().all(|m| directory.get(m).unwrap().name() <= net[*m].info.name())
         };
         let blocks = self.residency.handle().resident().blocks;
         assert_eq!((0..=BLOCKS.len()).rev().find(|n| at(*n)), Some(blocks));
@@ -122,7 +148,7 @@ impl Case {
         let gguf = Gguf::parse(&self.file).unwrap();
         let directory = Directory::base(&gguf).unwrap().at(blocks);
         let net = self.net.0.read().unwrap();
-        MATRICES.iter().for_each(|m| assert_eq!(directory.get(m).unwrap().name, net[*m].info.name));
+        MATRICES.iter().for_each(|m| assert_eq!(directory.get(m), Some(&net[*m].info)));
         blocks
     }
 
@@ -150,21 +176,23 @@ fn the_stack_is_what_was_announced() {
     let gguf = Gguf::parse(&bytes).unwrap();
     let directory = Directory::base(&gguf).unwrap();
     let stack = directory.stack();
-    assert_eq!((stack.blocks().len(), stack.present()), (7, 7));
-    assert_eq!(stack.file_bytes(7), bytes.len() as u64);
-    assert_eq!([0, 2, 4, 7].map(|n| stack.kl(n).map(|kl| kl > 1.0)), [true, true, false, false].map(Some));
+    assert_eq!((stack.blocks().len(), stack.present()), (ALL, ALL));
+    assert_eq!(stack.file_bytes(ALL), bytes.len() as u64);
+    assert_eq!([0, 2, 4, ALL].map(|n| stack.kl(n).map(|kl| kl > 1.0)), [true, true, false, false].map(Some));
     let all = |n: usize| {
         let directory = directory.clone().at(n);
         MATRICES.iter().map(|m| directory.get(m).unwrap().bytes().unwrap() as u64).sum::<u64>()
     };
-    for n in 0..=7 {
+    for n in 0..=ALL {
         assert_eq!(stack.resident_bytes(n), all(n));
     }
-    // What fits is the most that can be reached.
-    for n in 0..7 {
-        let block = &stack.blocks()[n];
-        assert_eq!(within(stack, stack.resident_bytes(n) + block.bytes - 1).unwrap(), n);
-        assert!(within(stack, stack.resident_bytes(n) + block.bytes).unwrap() > n);
+    // What fits is the most that can be reached: on the way there has to be room for each version beside the one before.
+    let mut most = 0;
+    for n in 0..ALL {
+        let need = stack.resident_bytes(n) + stack.blocks()[n].bytes;
+        assert!(need <= most || within(stack, need - 1).unwrap() == n);
+        most = most.max(need);
+        assert!(within(stack, most).unwrap() > n);
     }
     let why = within(stack, stack.resident_bytes(0) - 1).unwrap_err().to_string();
     assert!(why.contains("too few for the weights"), "{why}");
@@ -182,7 +210,7 @@ fn it_rises_and_falls_in_both_homes_with_and_without_tokens() {
             let case = open(&bytes, home, 2, None);
             assert_eq!(case.check(), 2);
             let handle = case.residency.handle();
-            for wanted in [7, 0, 3, 3, 5, 1, 99, 0] {
+            for wanted in [ALL, 0, 3, 3, 7, 5, 1, 99, 0] {
                 handle.set_blocks(wanted);
                 if tokens {
                     while !handle.wait(Duration::ZERO) {
@@ -190,9 +218,9 @@ fn it_rises_and_falls_in_both_homes_with_and_without_tokens() {
                     }
                 }
                 assert!(handle.wait(LONG));
-                assert_eq!(case.check_settled(), wanted.min(7));
+                assert_eq!(case.check_settled(), wanted.min(ALL));
                 let resident = handle.resident();
-                assert_eq!((resident.target, resident.all), (wanted.min(7), 7));
+                assert_eq!((resident.target, resident.all), (wanted.min(ALL), ALL));
                 if !map {
                     assert_eq!(account.now(), resident.bytes);
                 }
@@ -211,7 +239,7 @@ fn random_budgets_under_tokens_are_never_exceeded_on_the_way_up() {
     let (home, account) = memory(&path);
     let case = open(&bytes, home, 0, Some(u64::MAX));
     let handle = case.residency.handle();
-    let (least, most) = (handle.stack().resident_bytes(0), handle.stack().resident_bytes(7));
+    let (least, most) = (handle.stack().resident_bytes(0), handle.stack().resident_bytes(ALL));
     let mut state = 5u64;
     for round in 0..300 {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -258,10 +286,10 @@ fn a_damaged_block_is_named_and_the_version_below_it_does_instead() {
         assert!(!handle.wait(LONG));
         let resident = handle.resident();
         assert!(resident.failure.as_ref().is_some_and(|why| why.contains("blk.0.ffn_up.v2")), "{resident:?}");
-        let planes = || MATRICES.map(|m| case.net.0.read().unwrap()[m].info.planes);
-        assert_eq!((case.check(), handle.resident().target, planes()), (2, 3, [3, 3, 2]));
+        let all = || MATRICES.map(|m| planes(&case.net.0.read().unwrap()[m].info));
+        assert_eq!((case.check(), handle.resident().target, all()), (2, 3, [3, 3, 2, 1]));
         // A later version has taken its place.
-        for wanted in [1, 7, 6] {
+        for wanted in [1, ALL, ALL - 1] {
             handle.set_blocks(wanted);
             assert!(handle.wait(LONG));
             assert_eq!(case.check_settled(), wanted);
@@ -269,7 +297,72 @@ fn a_damaged_block_is_named_and_the_version_below_it_does_instead() {
         // On the way down as well it is the one below.
         handle.set_blocks(4);
         assert!(!handle.wait(LONG));
-        assert_eq!((case.check(), planes()), (2, [3, 3, 4]));
+        assert_eq!((case.check(), all()), (2, [3, 3, 4, 1]));
+    }
+}
+
+#[test]
+fn of_levels_only_those_that_are_missing_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let bytes = file(&path);
+    let (home, account) = memory(&path);
+    let case = open(&bytes, home, 4, None);
+    let handle = case.residency.handle();
+    let go = |blocks| {
+        let before = account.read();
+        handle.set_blocks(blocks);
+        assert!(handle.wait(LONG));
+        assert_eq!(case.check_settled(), blocks);
+        assert_eq!(account.now(), handle.resident().bytes);
+        account.read() - before
+    };
+    let data = |levels: std::ops::Range<usize>| -> Vec<*const u8> {
+        let net = case.net.0.read().unwrap();
+        net[MATRICES[OF_LEVELS]].tensors[3 * levels.start..3 * levels.end]
+            .iter()
+            .map(|t| t.as_ptr())
+            .collect()
+    };
+    let level = info(OF_LEVELS, 0, 1).bytes().unwrap() as u64;
+    let planes = |n: usize| info(1, 2, n).bytes().unwrap() as u64;
+    let first = data(0..1);
+    assert_eq!(go(5), level);
+    assert_eq!(go(4), 0);
+    assert_eq!(go(7), 2 * level + planes(4));
+    let three = data(0..3);
+    assert_eq!(go(9) - info(0, 3, 6).bytes().unwrap() as u64, 3 * level);
+    assert_eq!(data(0..3), three);
+    assert_eq!(go(6) - info(0, 2, 4).bytes().unwrap() as u64, 0);
+    assert_eq!((data(0..1), data(0..2)), (first, three[..6].to_vec()));
+}
+
+#[test]
+fn a_damaged_level_leaves_those_below_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let bytes = file(&path);
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let at = gguf.tensor("blk.1.ffn_up.b2.u").unwrap().offset as usize;
+    let mut damaged = bytes.clone();
+    damaged[at + 5] ^= 16;
+    std::fs::write(&path, &damaged).unwrap();
+    for map in [false, true] {
+        let home = if map { Home::Map(Bytes::new(damaged.clone())) } else { memory(&path).0 };
+        let case = open(&damaged, home, 0, None);
+        let handle = case.residency.handle();
+        // No version above has the place of the damaged level taken.
+        for wanted in [7, ALL] {
+            handle.set_blocks(wanted);
+            assert!(!handle.wait(LONG));
+            let why = handle.resident().failure.unwrap();
+            assert!(why.contains("blk.1.ffn_up.v"), "{why}");
+            let levels = planes(&case.net.0.read().unwrap()[MATRICES[OF_LEVELS]].info);
+            assert_eq!((case.check(), levels), (6, 2));
+        }
+        handle.set_blocks(5);
+        assert!(handle.wait(LONG));
+        assert_eq!(case.check_settled(), 5);
     }
 }
 
@@ -286,19 +379,19 @@ fn a_file_that_arrives_gets_better() {
     for cut in [least, least + 1, stack.file_bytes(3) as usize - 1, stack.file_bytes(3) as usize] {
         let gguf = Gguf::parse(&bytes[..cut]).unwrap();
         let present = Directory::read(&gguf).unwrap().stack().present();
-        assert_eq!(present, (0..=7).rev().find(|n| stack.file_bytes(*n) <= cut as u64).unwrap());
+        assert_eq!(present, (0..=ALL).rev().find(|n| stack.file_bytes(*n) <= cut as u64).unwrap());
     }
     let arrived = stack.file_bytes(3) as usize + 7;
     std::fs::write(&path, &bytes[..arrived]).unwrap();
     let mut case = open(&bytes[..arrived], memory(&path).0, 0, None);
     let handle = case.residency.handle();
-    handle.set_blocks(7);
+    handle.set_blocks(ALL);
     assert!(handle.wait(LONG));
     assert_eq!(case.check(), 3);
     std::fs::write(&path, &bytes).unwrap();
     case.file = bytes.clone();
     let start = Instant::now();
-    while handle.resident().blocks < 7 {
+    while handle.resident().blocks < ALL {
         assert!(start.elapsed() < LONG);
         case.token();
         thread::sleep(Duration::from_millis(5));
@@ -327,6 +420,11 @@ fn stacks_that_are_none_are_refused() {
         ),
         ("blk.0.ffn_up.v1 kind=hlq8 rows=64", "blk.0.ffn_up.v1 kind=hlq8 rows=63", "another shape"),
         ("output.v1 kind", "output.w1 kind", "is no version of a matrix"),
+        ("levels=6 rank=2", "levels=3 rank=2", "has no more levels"),
+        ("levels=3 rank=2", "levels=3 rank=4", "or another rank"),
+        ("rows=160 cols=128 levels=2 rank=2", "rows=160 cols=127 levels=2 rank=2", "another shape"),
+        ("levels=1 rank=2", "levels=2 rank=2", "has no more levels"),
+        ("blk.1.ffn_up kind", "blk.1.f.v1up kind", "b0.sg"),
         ("lutite.stack.curve.kl", "lutite.stack.curve.kx", "the curve"),
     ] {
         let found = change(from, to).unwrap_err();

@@ -2,12 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use lutite_kernels::pack::{MAX_PLANES, Packed};
-
-use super::bytes::Bytes;
 use super::fault::GgufError;
 use super::gguf::{Gguf, TensorInfo};
-use super::packed::{ARCH_PREFIX, FORMAT_VERSION, PackedInfo, layout_tag};
+use super::matrix::MatrixInfo;
+use super::packed::{ARCH_PREFIX, FORMAT_VERSION, layout_tag};
 use super::stack::{self, Stack};
 use crate::error::{Error, Result};
 
@@ -48,15 +46,15 @@ pub fn check_version(gguf: &Gguf<'_>) -> Result<()> {
 /// The packed matrices that a file says it has, by name; of a stacked file, each in one of its versions.
 #[derive(Clone, Debug)]
 pub struct Directory {
-    matrices: HashMap<String, PackedInfo>,
+    matrices: HashMap<String, MatrixInfo>,
     stack: Stack,
 }
 
 /// A matrix or vector of a model, however many tensors of the file it is made of.
 #[derive(Clone, Copy, Debug)]
 pub enum Part<'d, 'a> {
-    /// A matrix, whose name has no suffix: planes or fields, and parameters.
-    Packed(&'d str, &'d PackedInfo),
+    /// A matrix, whose name has no suffix: planes or fields, and parameters; or levels.
+    Packed(&'d str, &'d MatrixInfo),
     /// One tensor.
     Plain(&'d TensorInfo<'a>),
 }
@@ -82,9 +80,19 @@ impl Directory {
             return Ok(Directory { matrices: all, stack: Stack::default() });
         }
         for line in gguf.str_array("lutite.tensors")?.into_iter().flatten() {
-            let info = PackedInfo::parse(line).map_err(Error::Packed)?;
-            if let Some(twice) = all.insert(info.name.clone(), info) {
-                let why = format!("lutite.tensors has two entries for {:?}; the file is damaged", twice.name);
+            let info = MatrixInfo::parse(line).map_err(Error::Packed)?;
+            if let MatrixInfo::Levels(levels) = &info {
+                if levels.matrix() != levels.name {
+                    let why =
+                        format!("{:?} is named as a version, and is none; the file is damaged", levels.name);
+                    return Err(Error::Packed(why));
+                }
+                // A short line may speak of many tensors.
+                info.find(gguf)?;
+            }
+            if let Some(twice) = all.insert(info.name().to_owned(), info) {
+                let why =
+                    format!("lutite.tensors has two entries for {:?}; the file is damaged", twice.name());
                 return Err(Error::Packed(why));
             }
         }
@@ -107,21 +115,26 @@ impl Directory {
 
     /// Bytes and number of the weights of all packed matrices, in the versions that they are in.
     pub fn size(&self) -> (u64, u64) {
-        let one = |i: &PackedInfo| {
-            (i.bytes().unwrap_or(usize::MAX) as u64, i.shape.rows as u64 * i.shape.cols as u64)
+        let one = |i: &MatrixInfo| {
+            (i.bytes().unwrap_or(usize::MAX) as u64, i.shape().rows as u64 * i.shape().cols as u64)
         };
         self.matrices.values().map(one).fold((0, 0), |a, b| (a.0.saturating_add(b.0), a.1 + b.1))
     }
 
     /// Names of the tensors of all packed matrices, in all versions.
     pub fn tensor_names(&self) -> HashSet<String> {
-        let used = self.matrices.values().flat_map(PackedInfo::tensors).map(|(name, _, _)| name);
+        let used = self.matrices.values().flat_map(MatrixInfo::tensors).map(|(name, _, _)| name);
         used.chain(self.stack.idle(&self.matrices)).collect()
     }
 
     /// The matrix of that name, which has no suffix.
-    pub fn get(&self, name: &str) -> Option<&PackedInfo> {
+    pub fn get(&self, name: &str) -> Option<&MatrixInfo> {
         self.matrices.get(name)
+    }
+
+    /// All packed matrices, each in the version that it is in.
+    pub fn matrices(&self) -> impl Iterator<Item = (&str, &MatrixInfo)> {
+        self.matrices.iter().map(|(name, info)| (name.as_str(), info))
     }
 
     /// All parts of the model in the order of the file; a packed matrix stands where its first tensor does. Versions of a
@@ -151,64 +164,6 @@ impl Directory {
     }
 }
 
-/// A packed matrix with its data, wherever they lie.
-#[derive(Clone, Debug)]
-pub struct Loaded {
-    /// Shape and kind.
-    pub info: PackedInfo,
-    /// The data of its tensors, in the order of [`PackedInfo::tensors`].
-    pub tensors: Vec<Bytes>,
-}
-
-impl Loaded {
-    /// What kernels take.
-    ///
-    /// # Errors
-    /// As [`PackedInfo::view`].
-    pub fn view(&self) -> lutite_kernels::Result<Packed<'_>> {
-        self.info.view(self.tensors.iter().map(|t| &t[..]))
-    }
-
-    /// Bytes of its data.
-    pub fn bytes(&self) -> usize {
-        self.tensors.iter().map(|t| t.len()).sum()
-    }
-}
-
-impl PackedInfo {
-    /// Its tensors in the file, in the order of [`Self::tensors`]. Their lengths are for [`Self::view`] to judge.
-    ///
-    /// # Errors
-    /// A tensor that is missing or of another type.
-    pub fn find<'g, 'a>(&self, gguf: &'g Gguf<'a>) -> Result<Vec<&'g TensorInfo<'a>>> {
-        let find = |(name, ty, _): (String, _, _)| {
-            let t = gguf.require(&name)?;
-            if t.ty == ty {
-                return Ok(t);
-            }
-            let (found, expected) = (t.ty, ty);
-            let why = format!("tensor {name:?} has type {found}, expected {expected}; the file is damaged");
-            Err(Error::Packed(why))
-        };
-        self.tensors().into_iter().map(find).collect()
-    }
-
-    /// The matrix that is made of these data, in the order of [`Self::tensors`].
-    ///
-    /// # Errors
-    /// As [`Packed::new`]: data of other lengths than the shape asks for.
-    pub fn view<'a>(&self, data: impl IntoIterator<Item = &'a [u8]>) -> lutite_kernels::Result<Packed<'a>> {
-        // On the stack: a step makes a view of every matrix, and must not allocate.
-        let mut all: [&[u8]; MAX_PLANES + 2] = [&[]; MAX_PLANES + 2];
-        for (to, data) in all.iter_mut().zip(data) {
-            *to = data;
-        }
-        let n = self.kind.widths(self.planes).len();
-        let (parts, params, scales) = (&all[..n], all[n], all[n + 1]);
-        Packed::new(self.shape, self.group, self.kind, self.planes, parts, params, scales)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::GgufWriter;
@@ -222,7 +177,7 @@ mod tests {
     fn file(change: impl Fn(&mut Vec<(String, GgmlType, Vec<u64>)>)) -> Vec<u8> {
         let mut tensors = Vec::new();
         for (line, vector) in LINES.iter().zip(["z", "y"]) {
-            tensors.extend(PackedInfo::parse(line).unwrap().tensors());
+            tensors.extend(MatrixInfo::parse(line).unwrap().tensors());
             tensors.push((vector.to_owned(), GgmlType::F32, vec![1]));
         }
         change(&mut tensors);

@@ -187,7 +187,7 @@ impl<'a> Gguf<'a> {
     /// Turns the tensors' offsets, so far from the start of the data, into offsets in the file, and gives
     /// each its data. `end` is where the descriptions end.
     fn place_data(&mut self, bytes: &'a [u8], end: u64) -> Result<(), GgufError> {
-        let blocks = stack::block_names(self)?;
+        let blocks = stack::Optional::read(self)?;
         // The file's length is at most 2^63 and the alignment at most 2^63: no overflow, but perhaps behind
         // the end.
         self.data_offset = end.next_multiple_of(self.alignment);
@@ -199,7 +199,7 @@ impl<'a> Gguf<'a> {
             }
             let need = shape_bytes(t.ty, t.shape()).map_err(|fault| tensor_error(t.name, None, fault))?;
             // Blocks of a stack may be missing, but not so that the sum of offset and size overflows.
-            let optional = stack::is_of_block(&blocks, t.name)
+            let optional = blocks.has(t.name)
                 && self
                     .data_offset
                     .checked_add(t.offset)

@@ -1,4 +1,5 @@
-//! Packed matrices in a GGUF file: their names, their types, and the directory `lutite.tensors`.
+//! Matrices of planes or codes in a GGUF file: their names, their types, and their lines in the directory `lutite.tensors`.
+//! (Those of levels are in [`super::levels`].)
 //!
 //! A linear layer `blk.3.ffn_up` with q planes is made of the tensors
 //!
@@ -26,7 +27,10 @@ pub const ARCH_PREFIX: &str = "lut-";
 
 /// Rows and columns of a packed matrix are below this: far above any model, and no product of the two with
 /// what belongs to a weight overflows.
-const MAX_SIDE: usize = 1 << 24;
+pub(super) const MAX_SIDE: usize = 1 << 24;
+
+/// [`MAX_SIDE`], for messages.
+pub(super) const SIDES: &str = "rows and cols must be below 16777216";
 
 /// The layouts' names and hashes as written under `lutite.layout`.
 pub fn layout_tag() -> String {
@@ -56,34 +60,18 @@ impl PackedInfo {
     /// What is wrong with it, in words. Lengths are not judged here: tensors are held to them when they
     /// are looked up.
     pub fn parse(line: &str) -> Result<PackedInfo, String> {
-        let bad = |why: &str| format!("lutite.tensors entry {line:?}: {why}");
-        let mut words = line.split(' ');
-        let name = words.next().filter(|n| !n.is_empty()).ok_or_else(|| bad("no name"))?.to_owned();
-        let (mut kind, mut numbers) = (None, [None; 4]);
-        for word in words {
-            let (key, value) = word.split_once('=').ok_or_else(|| bad("expected key=value"))?;
-            let slot = ["rows", "cols", "planes", "group"].iter().position(|k| *k == key);
-            match (key, slot) {
-                ("kind", _) => kind = Some(parse_kind(value).ok_or_else(|| bad("unknown kind"))?),
-                (_, Some(i)) => {
-                    let n: usize = value.parse().map_err(|_| bad("expected a number"))?;
-                    numbers[i] = Some(n);
-                }
-                _ => return Err(bad("unknown key")),
-            }
-        }
-        let [Some(rows), Some(cols), Some(planes), Some(group)] = numbers else {
-            return Err(bad("rows, cols, planes and group are all needed"));
-        };
+        let bad = |why: &str| bad_line(line, why);
+        let (name, kind, [rows, cols, planes, group]) = words(line, ["rows", "cols", "planes", "group"])?;
+        let kind = parse_kind(kind).ok_or_else(|| bad("unknown kind"))?;
         if !(1..=MAX_PLANES).contains(&planes) || !GROUPS.contains(&group) || rows == 0 || cols == 0 {
             let why = format!("planes must be 1 to 8, group {GROUPS_LIST}, rows and cols above 0");
             return Err(bad(&why));
         }
         if rows >= MAX_SIDE || cols >= MAX_SIDE {
-            return Err(bad("rows and cols must be below 16777216"));
+            return Err(bad(SIDES));
         }
-        let kind = kind.ok_or_else(|| bad("no kind"))?;
-        let info = PackedInfo { name, kind, shape: PlaneShape { rows, cols }, planes, group };
+        let info =
+            PackedInfo { name: name.to_owned(), kind, shape: PlaneShape { rows, cols }, planes, group };
         info.bytes().ok_or_else(|| bad("larger than the address space"))?;
         Ok(info)
     }
@@ -156,6 +144,34 @@ impl PackedInfo {
     }
 }
 
+/// The name, the kind and the numbers of `keys` of a line of `lutite.tensors`, all of which it must have.
+pub(super) fn words<'l, const N: usize>(
+    line: &'l str,
+    keys: [&str; N],
+) -> Result<(&'l str, &'l str, [usize; N]), String> {
+    let bad = |why: &str| bad_line(line, why);
+    let mut words = line.split(' ');
+    let name = words.next().filter(|n| !n.is_empty()).ok_or_else(|| bad("no name"))?;
+    let (mut kind, mut numbers) = (None, [None; N]);
+    for word in words {
+        let (key, value) = word.split_once('=').ok_or_else(|| bad("expected key=value"))?;
+        match keys.iter().position(|k| *k == key) {
+            Some(i) => numbers[i] = Some(value.parse().map_err(|_| bad("expected a number"))?),
+            None if key == "kind" => kind = Some(value),
+            None => return Err(bad("unknown key")),
+        }
+    }
+    let kind = kind.ok_or_else(|| bad("no kind"))?;
+    if numbers.contains(&None) {
+        return Err(bad(&format!("{} are all needed", keys.join(", "))));
+    }
+    Ok((name, kind, numbers.map(Option::unwrap_or_default)))
+}
+
+pub(super) fn bad_line(line: &str, why: &str) -> String {
+    format!("lutite.tensors entry {line:?}: {why}")
+}
+
 fn parse_kind(s: &str) -> Option<ParamKind> {
     match s.split_once(':') {
         None => match s {
@@ -193,6 +209,7 @@ mod tests {
             ("", "no name"),
             ("a kind=hlq16 rows=1 cols=1 planes=1", "all needed"),
             ("a kind=magic rows=1 cols=1 planes=1 group=32", "unknown kind"),
+            ("a rows=1 cols=1 planes=1 group=32", "no kind"),
             ("a kind=hlq8 rows=1 cols=1 planes=9 group=32", "planes must be"),
             ("a kind=hlq8 rows=1 cols=1 planes=1 group=33", "group 16, 32"),
             ("a kind=hlq8 rows=x cols=1 planes=1 group=32", "expected a number"),

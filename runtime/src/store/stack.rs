@@ -1,7 +1,8 @@
 //! The residual part of a packed file: what makes the model better, block by block.
 //!
 //! Without it the file is the model at its least, each matrix in version 0. A *block* is a further version of one matrix,
-//! which takes the place of the one before: version 1 of `blk.3.ffn_up` is the packed matrix `blk.3.ffn_up.v1`. Blocks lie
+//! which takes the place of the one before: version 1 of `blk.3.ffn_up` is the packed matrix `blk.3.ffn_up.v1`. Of a matrix of
+//! levels it has more of them than the one before, and its own tensors are only those of the levels that came to it. Blocks lie
 //! behind everything else, in the order of what they bring for their bytes, so that the first N bytes of the file are the
 //! best model of N bytes: a file that was cut off among its blocks is a smaller model. What a number of blocks is worth was
 //! measured when the file was made.
@@ -14,7 +15,8 @@
 
 use super::fault::GgufError;
 use super::gguf::Gguf;
-use super::packed::PackedInfo;
+use super::levels::level_of;
+use super::matrix::MatrixInfo;
 use super::write::{GgufStream, GgufWriter};
 use crate::error::{Error, Result};
 use std::collections::{HashMap, HashSet};
@@ -44,17 +46,26 @@ pub struct Block {
     /// 1 or more.
     pub version: usize,
     /// What it is, under its [`version_name`].
-    pub info: PackedInfo,
-    /// Where it lies in the file, in bytes.
+    pub info: MatrixInfo,
+    /// How many of its tensors, the first ones, are those of the version before; the others are its own.
+    pub shared: usize,
+    /// Where its own tensors lie in the file, in bytes.
     pub range: Range<u64>,
-    /// Bytes of its tensors.
+    /// Bytes of its own tensors.
     pub bytes: u64,
-    /// Bytes of the version that it takes the place of.
+    /// Bytes of the version that it takes the place of; 0 where it shares that one's.
     pub replaces: u64,
     /// The block with that version, or none where that is the least.
     pub before: Option<usize>,
     /// Whether the file has it.
     pub present: bool,
+}
+
+impl Block {
+    /// Names of its own tensors.
+    pub fn tensor_names(&self) -> impl Iterator<Item = String> {
+        self.info.tensors().into_iter().skip(self.shared).map(|(name, _, _)| name)
+    }
 }
 
 /// The loss of a model with its first blocks, in nats.
@@ -74,7 +85,7 @@ pub struct Stack {
     blocks: Vec<Block>,
     curve: Vec<Point>,
     /// Version 0 of the matrices that blocks speak of.
-    first: HashMap<String, PackedInfo>,
+    first: HashMap<String, MatrixInfo>,
     /// Bytes of data without any block, and where they end.
     least: u64,
     end: u64,
@@ -82,33 +93,33 @@ pub struct Stack {
 
 impl Stack {
     /// Reads the stack of a file whose least matrices are `base`.
-    pub(super) fn read(gguf: &Gguf<'_>, base: &HashMap<String, PackedInfo>) -> Result<Stack> {
+    pub(super) fn read(gguf: &Gguf<'_>, base: &HashMap<String, MatrixInfo>) -> Result<Stack> {
         let bad = |why: String| Error::Packed(format!("{why}; the file is damaged"));
         let lines = gguf.str_array(BLOCKS_KEY)?.into_iter().flatten();
         // Version in use so far, and its block.
         let mut now: HashMap<&str, (usize, Option<usize>)> = HashMap::new();
         let mut blocks: Vec<Block> = Vec::new();
         for line in lines {
-            let info = PackedInfo::parse(line).map_err(Error::Packed)?;
+            let info = MatrixInfo::parse(line).map_err(Error::Packed)?;
             let name =
-                info.name.rsplit_once(".v").and_then(|(name, v)| Some((name, v.parse::<usize>().ok()?)));
+                info.name().rsplit_once(".v").and_then(|(name, v)| Some((name, v.parse::<usize>().ok()?)));
             let Some((first, (name, version))) =
                 name.and_then(|(name, version)| Some((base.get(name)?, (name, version))))
             else {
-                return Err(bad(format!("block {:?} is no version of a matrix", info.name)));
+                return Err(bad(format!("block {:?} is no version of a matrix", info.name())));
             };
-            let key = first.name.as_str();
+            let key = first.name();
             let (last, before) = now.get(key).copied().unwrap_or((0, None));
             let older = before.map_or(first, |i| &blocks[i].info);
-            if version != last + 1 || info.name != version_name(name, version) {
-                return Err(bad(format!("block {:?} follows version {last}", info.name)));
+            if version != last + 1 || info.name() != version_name(name, version) {
+                return Err(bad(format!("block {:?} follows version {last}", info.name())));
             }
-            if info.shape != first.shape {
-                return Err(bad(format!("block {:?} has another shape than version 0", info.name)));
-            }
-            let replaces = older.bytes().unwrap_or(usize::MAX) as u64;
+            info.check_behind(older).map_err(|why| bad(format!("block {:?} {why}", info.name())))?;
+            let shared = info.shared(older);
+            let replaces = if shared > 0 { 0 } else { older.bytes().unwrap_or(usize::MAX) as u64 };
+            let below = if shared > 0 { older.bytes().unwrap_or(usize::MAX) } else { 0 };
             now.insert(key, (version, Some(blocks.len())));
-            let tensors = info.find(gguf)?;
+            let tensors = info.find(gguf)?.split_off(shared);
             let (Some(start), Some(end)) =
                 (tensors.first().map(|t| t.offset), tensors.last().map(|t| t.offset + t.bytes()))
             else {
@@ -116,20 +127,29 @@ impl Stack {
             };
             let matrix = name.to_owned();
             let sizes = tensors.iter().map(|t| t.bytes()).sum::<u64>();
-            if Some(sizes) != info.bytes().map(|n| n as u64)
+            if Some(sizes) != info.bytes().and_then(|n| n.checked_sub(below)).map(|n| n as u64)
                 || !tensors.windows(2).all(|t| t[0].offset < t[1].offset)
             {
                 return Err(bad(format!(
                     "the tensors of block {:?} have other sizes or another order",
-                    info.name
+                    info.name()
                 )));
             }
             let present = tensors.iter().all(|t| !t.is_absent());
             let range = start..end;
-            blocks.push(Block { matrix, version, info, range, bytes: sizes, replaces, before, present });
+            blocks.push(Block {
+                matrix,
+                version,
+                info,
+                shared,
+                range,
+                bytes: sizes,
+                replaces,
+                before,
+                present,
+            });
         }
-        let of_blocks: HashSet<String> =
-            blocks.iter().flat_map(|b| b.info.tensors()).map(|(name, _, _)| name).collect();
+        let of_blocks: HashSet<String> = blocks.iter().flat_map(Block::tensor_names).collect();
         let first =
             blocks.iter().filter_map(|b| Some((b.matrix.clone(), base.get(&b.matrix)?.clone()))).collect();
         let (mut least, mut end) = (0, gguf.data_offset());
@@ -142,7 +162,7 @@ impl Stack {
             if block.range.start < behind {
                 return Err(bad(format!(
                     "block {:?} does not lie behind what comes before it",
-                    block.info.name
+                    block.info.name()
                 )));
             }
             behind = block.range.end;
@@ -191,16 +211,21 @@ impl Stack {
     }
 
     /// What block `i` takes the place of.
-    pub fn older(&self, i: usize) -> Option<&PackedInfo> {
+    pub fn older(&self, i: usize) -> Option<&MatrixInfo> {
         let block = &self.blocks[i];
         block.before.map_or_else(|| self.first.get(&block.matrix), |i| Some(&self.blocks[i].info))
     }
 
     /// Tensors of all versions of matrices but those in `used`.
-    pub(super) fn idle(&self, used: &HashMap<String, PackedInfo>) -> HashSet<String> {
-        let all = self.first.iter().chain(self.blocks.iter().map(|b| (&b.matrix, &b.info)));
-        let idle = all.filter(|(matrix, info)| used.get(*matrix).is_none_or(|now| now.name != info.name));
-        idle.flat_map(|(_, info)| info.tensors()).map(|(name, _, _)| name).collect()
+    pub(super) fn idle(&self, used: &HashMap<String, MatrixInfo>) -> HashSet<String> {
+        let all = self.first.values().chain(self.blocks.iter().map(|b| &b.info));
+        let mut idle: HashSet<String> = all.flat_map(MatrixInfo::tensors).map(|(name, _, _)| name).collect();
+        for info in self.first.keys().filter_map(|matrix| used.get(matrix)) {
+            info.tensors().iter().for_each(|(name, _, _)| {
+                idle.remove(name);
+            });
+        }
+        idle
     }
 
     /// Announces a stack in a file that is being written: its blocks, whose tensors are to come behind all others, and room
@@ -208,8 +233,8 @@ impl Stack {
     ///
     /// # Errors
     /// As [`GgufWriter::set`].
-    pub fn announce(writer: &mut GgufWriter, blocks: &[PackedInfo], points: &[usize]) -> Result<()> {
-        let lines: Vec<String> = blocks.iter().map(PackedInfo::line).collect();
+    pub fn announce(writer: &mut GgufWriter, blocks: &[MatrixInfo], points: &[usize]) -> Result<()> {
+        let lines: Vec<String> = blocks.iter().map(MatrixInfo::line).collect();
         let points: Vec<u32> = points.iter().map(|p| *p as u32).collect();
         let none = vec![f32::NAN; points.len()];
         writer.set(FEATURES_KEY, [FEATURE.to_owned()].as_slice())?;
@@ -245,15 +270,41 @@ fn curve(gguf: &Gguf<'_>, blocks: usize) -> Result<Vec<Point>> {
     Ok(points.filter(|p| p.kl.is_finite() && p.error.is_finite()).collect())
 }
 
-/// The names of a file's blocks, sorted: their tensors may be missing.
-pub(super) fn block_names<'a>(gguf: &Gguf<'a>) -> Result<Vec<&'a str>, GgufError> {
-    let lines = gguf.str_array(BLOCKS_KEY)?.into_iter().flatten();
-    let mut names: Vec<&str> = lines.filter_map(|line| line.split(' ').next()).collect();
-    names.sort_unstable();
-    Ok(names)
+/// The tensors of a file's blocks, which may be missing.
+#[derive(Debug, Default)]
+pub(super) struct Optional<'a> {
+    /// Names of versions, sorted.
+    versions: Vec<&'a str>,
+    /// Of matrices of levels: those that are optional.
+    levels: HashMap<String, Range<usize>>,
 }
 
-/// Whether a tensor belongs to one of the [`block_names`].
-pub(super) fn is_of_block(names: &[&str], tensor: &str) -> bool {
-    tensor.rsplit_once('.').is_some_and(|(name, _)| names.binary_search(&name).is_ok())
+impl<'a> Optional<'a> {
+    /// Lines that mean nothing are for the directory to find.
+    pub(super) fn read(gguf: &Gguf<'a>) -> Result<Optional<'a>, GgufError> {
+        let lines: Vec<&str> = gguf.str_array(BLOCKS_KEY)?.into_iter().flatten().collect();
+        let mut versions: Vec<&str> = lines.iter().filter_map(|line| line.split(' ').next()).collect();
+        versions.sort_unstable();
+        let mut levels = HashMap::new();
+        let of_levels = |line: &str| match MatrixInfo::parse(line) {
+            Ok(MatrixInfo::Levels(info)) => Some((info.matrix().to_owned(), info.levels)),
+            _ => None,
+        };
+        if !lines.is_empty() {
+            let least = gguf.str_array("lutite.tensors")?.into_iter().flatten();
+            levels.extend(least.filter_map(of_levels).map(|(matrix, least)| (matrix, least..least)));
+        }
+        for (matrix, most) in lines.iter().filter_map(|line| of_levels(line)) {
+            levels.entry(matrix).and_modify(|range| range.end = range.end.max(most));
+        }
+        Ok(Optional { versions, levels })
+    }
+
+    /// Whether this tensor may be missing.
+    pub(super) fn has(&self, tensor: &str) -> bool {
+        let of_level =
+            |(matrix, i): (&str, usize)| self.levels.get(matrix).is_some_and(|all| all.contains(&i));
+        level_of(tensor).is_some_and(of_level)
+            || tensor.rsplit_once('.').is_some_and(|(name, _)| self.versions.binary_search(&name).is_ok())
+    }
 }

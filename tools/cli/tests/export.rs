@@ -64,11 +64,11 @@ fn packed_numbers(gguf: &Gguf<'_>) -> Vec<(String, Vec<f32>)> {
         Part::Packed(_, info) => Some(info),
         Part::Plain(_) => None,
     });
-    let matrix = |info: &lutite_runtime::store::PackedInfo| {
+    let matrix = |info: &lutite_runtime::store::MatrixInfo| {
         let w = info.view(info.find(gguf).unwrap().iter().map(|t| t.data)).unwrap();
-        let mut out = vec![0.0; info.shape.rows * info.shape.cols];
-        out.chunks_mut(info.shape.cols).enumerate().for_each(|(r, row)| w.dequantize_row(r, row).unwrap());
-        (format!("{}.weight", info.name), out)
+        let mut out = vec![0.0; info.shape().rows * info.shape().cols];
+        out.chunks_mut(info.shape().cols).enumerate().for_each(|(r, row)| w.dequantize_row(r, row).unwrap());
+        (format!("{}.weight", info.name()), out)
     };
     matrices.map(matrix).collect()
 }

@@ -5,7 +5,7 @@ use lutite_kernels::ggml::GgmlType;
 use lutite_kernels::pack::{ParamKind, PlaneShape};
 use lutite_models::ChatTemplate;
 use lutite_runtime::store::{
-    FORMAT_VERSION, GgufWriter, PackedInfo, Stack, announce_checksums, layout_tag, version_name,
+    FORMAT_VERSION, GgufWriter, MatrixInfo, PackedInfo, Stack, announce_checksums, layout_tag, version_name,
 };
 use std::error::Error;
 use std::fs;
@@ -157,6 +157,7 @@ fn model(form: &Form, tied: bool, blocks: &[(&str, usize, ParamKind, usize, usiz
         w.add_tensor(name, *ty, shape)?;
     }
     if !blocks.is_empty() {
+        let blocks: Vec<MatrixInfo> = blocks.into_iter().map(MatrixInfo::Packed).collect();
         Stack::announce(&mut w, &blocks, &[0, blocks.len()])?;
     }
     if let Form::Packed { .. } = form {

@@ -7,9 +7,8 @@ use crate::error::{Error, Result};
 use crate::pack::copy_metadata;
 use half::f16;
 use lutite_kernels::ggml::GgmlType;
-use lutite_kernels::pack::Packed;
 use lutite_runtime::store::{
-    ARCH_PREFIX, Directory, Gguf, GgufWriter, Part, TensorInfo, check_version, is_packed,
+    ARCH_PREFIX, Directory, Gguf, GgufWriter, Part, TensorInfo, View, check_version, is_packed,
 };
 use std::borrow::Cow;
 use std::ops::Range;
@@ -62,7 +61,7 @@ const PORTION_BYTES: usize = 1 << 20;
 /// A tensor of the result.
 #[derive(Debug)]
 enum Step<'a> {
-    Dequantize { name: String, matrix: Packed<'a> },
+    Dequantize { name: String, matrix: Box<View<'a>> },
     Copy(TensorInfo<'a>),
 }
 
@@ -89,7 +88,7 @@ impl<'a> Export<'a> {
                 let matrix = info.view(info.find(source)?.iter().map(|t| t.data));
                 let name = format!("{name}.weight");
                 match matrix {
-                    Ok(matrix) => Ok(Step::Dequantize { name, matrix }),
+                    Ok(matrix) => Ok(Step::Dequantize { name, matrix: Box::new(matrix) }),
                     Err(e) => Err(Error::Tensor { name, why: format!("{e}; the file is damaged") }),
                 }
             }

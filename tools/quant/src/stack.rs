@@ -1,7 +1,7 @@
 //! Stacked files: a model at its least, and blocks that bring its matrices up, one version after the other.
 //!
 //! They are made of packed files of one model, one for each level, whose matrices were fitted with all others at the same
-//! level. A block takes the place of the version before. (Planes that are added to codes that stay were tried: `docs/speed.md`.
+//! level. A block takes the place of the version before; of a matrix of levels it holds those that came to it. (Planes that are added to codes that stay were tried: `docs/speed.md`.
 //! They take less room on a disk and lose two to five times as much in memory.)
 //!
 //! Matrices of a layer come up together: they were fitted to make up for each other's errors, and one of them alone at a better
@@ -12,7 +12,7 @@ use crate::mix::Opened;
 use crate::pack::begin;
 use crate::rank::Rise;
 use lutite_runtime::store::{
-    Bytes, Directory, GgufWriter, PackedInfo, Part, Point, Stack, TensorInfo, announce_checksums,
+    Bytes, Directory, GgufWriter, MatrixInfo, Part, Point, Stack, TensorInfo, announce_checksums,
     seal_checksums, version_name,
 };
 use std::collections::BTreeMap;
@@ -62,7 +62,7 @@ pub fn bytes(model: Opened<'_>, names: &[String]) -> Result<u64> {
     names.iter().map(|name| Ok(find(&directory, name)?.bytes().unwrap_or(usize::MAX) as u64)).sum()
 }
 
-fn find<'d>(directory: &'d Directory, name: &str) -> Result<&'d PackedInfo> {
+fn find<'d>(directory: &'d Directory, name: &str) -> Result<&'d MatrixInfo> {
     let why = || "is not packed at every level; leave `exact` out of the levels".to_owned();
     directory.get(name).ok_or_else(|| Error::Tensor { name: name.to_owned(), why: why() })
 }
@@ -128,19 +128,22 @@ pub fn stack_to_file(job: &StackJob<'_>, path: &Path) -> Result<Stacked> {
     let size = |entries: &[Entry<'_>]| entries.iter().map(|e| e.from.data.len() as u64).sum::<u64>();
     let base = size(&entries);
     // Versions of each matrix so far.
-    let mut versions: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut blocks: Vec<PackedInfo> = Vec::new();
+    let mut versions: BTreeMap<&str, (usize, &MatrixInfo)> = BTreeMap::new();
+    let mut blocks: Vec<MatrixInfo> = Vec::new();
     // Blocks behind each rise, and their bytes.
     let mut ends = vec![(0, 0)];
     for rise in job.order {
         for name in &job.parts[rise.part] {
             let info = find(&directories[rise.level], name)?;
-            let version = versions.entry(name).or_insert(0);
-            *version += 1;
-            let block = PackedInfo { name: version_name(name, *version), ..info.clone() };
+            let before = versions.get(name.as_str()).copied();
+            let (version, older) =
+                before.map_or_else(|| Ok((0, find(&directories[0], name)?)), Ok::<_, Error>)?;
+            versions.insert(name, (version + 1, info));
+            let block = info.renamed(version_name(name, version + 1));
             let names = block.tensors().into_iter().map(|(name, _, _)| name);
             let found = info.find(job.levels[rise.level].gguf)?;
-            entries.extend(names.zip(found).map(|(name, t)| Entry { name, from: *t }));
+            entries
+                .extend(names.zip(found).skip(info.shared(older)).map(|(name, t)| Entry { name, from: *t }));
             blocks.push(block);
         }
         ends.push((blocks.len(), size(&entries) - base));
@@ -169,7 +172,7 @@ pub fn stack_to_file(job: &StackJob<'_>, path: &Path) -> Result<Stacked> {
 fn header(
     job: &StackJob<'_>,
     lines: &[String],
-    blocks: &[PackedInfo],
+    blocks: &[MatrixInfo],
     points: &[usize],
     entries: &[Entry<'_>],
 ) -> Result<GgufWriter> {

@@ -3,7 +3,8 @@
 use crate::error::{Error, Result};
 use crate::pack::begin;
 use lutite_runtime::store::{
-    Directory, Gguf, GgufWriter, PackedInfo, Point, Stack, TensorInfo, announce_checksums, seal_checksums,
+    Block, Directory, Gguf, GgufWriter, MatrixInfo, Point, Stack, TensorInfo, announce_checksums,
+    seal_checksums,
 };
 use std::collections::HashSet;
 use std::path::Path;
@@ -74,12 +75,10 @@ fn header<'g, 'a>(
     let lines: Vec<String> =
         source.str_array("lutite.tensors")?.into_iter().flatten().map(str::to_owned).collect();
     w.set("lutite.tensors", lines.as_slice())?;
-    let infos = |all: &[lutite_runtime::store::Block]| all.iter().map(|b| b.info.clone()).collect::<Vec<_>>();
-    let left_out = infos(&stack.blocks()[blocks..]);
-    let left_out: HashSet<String> =
-        left_out.iter().flat_map(PackedInfo::tensors).map(|(name, _, _)| name).collect();
+    let infos: Vec<MatrixInfo> = stack.blocks()[..blocks].iter().map(|b| b.info.clone()).collect();
+    let left_out: HashSet<String> = stack.blocks()[blocks..].iter().flat_map(Block::tensor_names).collect();
     let points: Vec<usize> = curve(stack, blocks).iter().map(|p| p.blocks).collect();
-    Stack::announce(&mut w, &infos(&stack.blocks()[..blocks]), &points)?;
+    Stack::announce(&mut w, &infos, &points)?;
     let tensors: Vec<_> = source.tensors().iter().filter(|t| !left_out.contains(t.name)).collect();
     for t in &tensors {
         w.add_tensor(t.name, t.ty, t.shape())?;

@@ -3,7 +3,7 @@
 use lutite_kernels::ggml::{GgmlType, dequantize_row};
 use lutite_quant::{PackJob, PackOptions, Plan, pack_in_memory};
 use lutite_runtime::os::map::Map;
-use lutite_runtime::store::{Gguf, GgufWriter, PackedInfo};
+use lutite_runtime::store::{Gguf, GgufWriter, MatrixInfo};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
@@ -31,12 +31,12 @@ fn compare(source: &[u8], packed: &[u8]) -> usize {
     let (source, packed) = (Gguf::parse(source).unwrap(), Gguf::parse(packed).unwrap());
     let mut weights = 0;
     for line in packed.str_array("lutite.tensors").unwrap().unwrap() {
-        let info = PackedInfo::parse(line).unwrap();
+        let info = MatrixInfo::parse(line).unwrap();
         let w = info.view(info.find(&packed).unwrap().iter().map(|t| t.data)).unwrap();
-        let t = source.require(&format!("{}.weight", info.name)).unwrap();
-        let cols = info.shape.cols;
+        let t = source.require(&format!("{}.weight", info.name())).unwrap();
+        let cols = info.shape().cols;
         let (mut got, mut want) = (vec![0.0; cols], vec![0.0; cols]);
-        for (r, row) in t.data.chunks_exact(t.data.len() / info.shape.rows).enumerate() {
+        for (r, row) in t.data.chunks_exact(t.data.len() / info.shape().rows).enumerate() {
             dequantize_row(t.ty, row, &mut want).unwrap();
             w.dequantize_row(r, &mut got).unwrap();
             for (c, (g, w)) in got.iter().zip(&want).enumerate() {
@@ -45,7 +45,7 @@ fn compare(source: &[u8], packed: &[u8]) -> usize {
                 assert!(same, "{} row {r} column {c}: {g:e}, source {w:e}", t.name);
             }
         }
-        weights += info.shape.rows * cols;
+        weights += info.shape().rows * cols;
     }
     weights
 }

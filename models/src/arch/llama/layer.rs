@@ -1,10 +1,12 @@
 //! One layer's weights, what flows through it, and its stages.
 
+use super::blocks::GROUPS;
 use crate::attention::Attention;
 use crate::config::Config;
 use crate::error::Result;
 use crate::input::Input;
 use crate::linear::{Linear, Step, multiply, multiply_add};
+use crate::signs::SignBufs;
 use lutite_kernels::isa::Isa;
 use lutite_kernels::ops::{act, norm};
 use lutite_kernels::pack::p32::TILE_ROWS;
@@ -71,13 +73,15 @@ pub(super) struct Flow {
     up: SharedMat<f32>,              // [ffn]
     pub(super) mid: Input,           // [ffn]
     scratch: SharedMat<u8>,          // [workers][bytes], what a worker makes of weights on the way
+    signs: SignBufs,                 // tables of levels, of one token
 }
 
 impl Flow {
-    /// Room for steps of `batch` tokens through any of `layers`.
+    /// Room for steps of `batch` tokens through any of `layers`, and behind them through the head if there is one.
     pub(super) fn new(
         c: &Config,
         layers: &[Layer],
+        head: Option<&Linear>,
         kv: KvShape,
         rope_dims: usize,
         batch: usize,
@@ -86,6 +90,7 @@ impl Flow {
         let all = |pick: fn(&Layer) -> Vec<&Linear>| layers.iter().flat_map(pick).collect::<Vec<_>>();
         let tiled = |dim| SharedMat::new(batch, dim, TILE_ROWS);
         let scratch = layers.iter().flat_map(Layer::linears).map(Linear::scratch_bytes).max().unwrap_or(0);
+        let signs = SignBufs::new(layers.iter().flat_map(Layer::groups).chain(head.map(|head| vec![head])))?;
         Ok(Flow {
             x: tiled(c.dim)?,
             attn_in: Input::new(batch, &all(|l| vec![&l.q, &l.k, &l.v]))?,
@@ -96,6 +101,7 @@ impl Flow {
             up: tiled(c.ffn)?,
             mid: Input::new(batch, &all(|l| vec![&l.down]))?,
             scratch: SharedMat::new(workers, scratch, ALIGN_BYTES)?,
+            signs,
         })
     }
 
@@ -112,7 +118,7 @@ impl Flow {
 
     /// What its stages have in common in a step of `n` tokens.
     pub(super) fn step(&self, isa: Isa, phase: Phase, n: usize) -> Step<'_> {
-        Step { isa, phase, n, scratch: &self.scratch }
+        Step { isa, phase, n, scratch: &self.scratch, signs: &self.signs }
     }
 }
 
@@ -120,6 +126,11 @@ impl Flow {
 impl Layer {
     pub(super) fn linears(&self) -> [&Linear; 7] {
         [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    }
+
+    /// Those that share an input.
+    fn groups(&self) -> [Vec<&Linear>; 4] {
+        [vec![&self.q, &self.k, &self.v], vec![&self.o], vec![&self.gate, &self.up], vec![&self.down]]
     }
 
     /// The matrix behind attention.
@@ -133,17 +144,14 @@ impl Layer {
     }
 
     /// The matrix that files call `blk.N.PART`.
+    pub(super) fn linear(&self, part: &str) -> Option<&Linear> {
+        self.linears().into_iter().nth(place(part)?)
+    }
+
+    /// As [`Layer::linear`].
     pub(super) fn linear_mut(&mut self, part: &str) -> Option<&mut Linear> {
-        Some(match part {
-            "attn_q" => &mut self.q,
-            "attn_k" => &mut self.k,
-            "attn_v" => &mut self.v,
-            "attn_output" => &mut self.o,
-            "ffn_gate" => &mut self.gate,
-            "ffn_up" => &mut self.up,
-            "ffn_down" => &mut self.down,
-            _ => return None,
-        })
+        let Layer { q, k, v, o, gate, up, down, .. } = self;
+        [q, k, v, o, gate, up, down].into_iter().nth(place(part)?)
     }
 
     /// `attn_in = norm(x)`
@@ -184,6 +192,11 @@ impl Layer {
     pub(super) fn add_ffn(&self, pool: &mut Pool, step: &Step<'_>, f: &Flow) {
         multiply_add(pool, step, &f.mid, &self.down, &f.x);
     }
+}
+
+/// Where a matrix is in [`Layer::linears`].
+fn place(part: &str) -> Option<usize> {
+    GROUPS.iter().copied().flatten().position(|name| *name == part)
 }
 
 /// A stage: norms the tokens of the residual stream from token `first` on, and brings them into the forms that matrices

@@ -107,11 +107,11 @@ pub fn session_bytes(c: &Config, kv: KvShape, batch: usize, workers: usize) -> S
 }
 
 /// Checks that every tensor is there, in the right shape and in a type that can be read, and returns the bytes
-/// that loading them will allocate beside the file's map. Allocates nothing of their size.
+/// that loading them will allocate beside the file's map, tables of levels included. Allocates nothing of their size.
 pub(crate) fn check(c: &Config, w: &Weights<'_>) -> Result<u64> {
     let matrix = |name: &str, rows, cols| w.check_linear(name, rows, cols);
     let vector = |name: &str, n| w.check_vector(name, n);
-    let mut bytes = 0u64;
+    let mut bytes = w.sign_bytes();
     for i in 0..c.layers {
         bytes = bytes.saturating_add(Layer::find(c, i, &matrix, &vector)?.sum());
     }
@@ -175,7 +175,7 @@ impl Llama {
         let norm = w.vector(NORM, dim)?;
         let rope = Rope::new(&c.rope);
 
-        let flow = Flow::new(c, &layers, kv, rope.dims(), batch, pool.workers())?;
+        let flow = Flow::new(c, &layers, Some(&head), kv, rope.dims(), batch, pool.workers())?;
         let head_flow = HeadFlow {
             input: Input::new(batch, &[&head])?,
             logits: SharedMat::new(batch, c.vocab, TILE_ROWS)?,
@@ -345,6 +345,27 @@ impl Host for Shared {
         apply(&mut |matrix, loaded| net.exchange(matrix, loaded));
         true
     }
+
+    fn current(&self, matrix: &str) -> Option<Loaded> {
+        let net = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        net.linear(matrix)?.loaded().cloned()
+    }
+}
+
+/// Where a matrix is.
+enum Place<'a> {
+    Head,
+    /// Which layer, and which of its matrices.
+    Layer(usize, &'a str),
+}
+
+/// Where the matrix is that files call by this name, if such a network can have it.
+fn place(matrix: &str) -> Option<Place<'_>> {
+    if matrix == "output" || matrix == "token_embd" {
+        return Some(Place::Head);
+    }
+    let (layer, part) = matrix.strip_prefix("blk.")?.split_once('.')?;
+    Some(Place::Layer(layer.parse().ok()?, part))
 }
 
 impl Net {
@@ -353,16 +374,20 @@ impl Net {
         self.layers.iter().flat_map(Layer::linears).chain([&self.head])
     }
 
+    /// The matrix of that name.
+    fn linear(&self, matrix: &str) -> Option<&Linear> {
+        match place(matrix)? {
+            Place::Head => Some(&self.head),
+            Place::Layer(i, part) => self.layers.get(i)?.linear(part),
+        }
+    }
+
     /// Puts a version of a matrix in the place of the one that it is in.
     fn exchange(&mut self, matrix: &str, loaded: Loaded) -> std::result::Result<Loaded, String> {
-        let of_layer = matrix.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
-        let linear = match of_layer {
-            None if matrix == "output" || matrix == "token_embd" => Some(&mut self.head),
+        let linear = match place(matrix) {
+            Some(Place::Head) => Some(&mut self.head),
+            Some(Place::Layer(i, part)) => self.layers.get_mut(i).and_then(|layer| layer.linear_mut(part)),
             None => None,
-            Some((layer, part)) => {
-                let layer = layer.parse().ok().and_then(|i: usize| self.layers.get_mut(i));
-                layer.and_then(|layer| layer.linear_mut(part))
-            }
         };
         let linear = linear.ok_or_else(|| format!("the model has no matrix {matrix}"))?;
         linear.exchange(loaded).map_err(|e| e.to_string())

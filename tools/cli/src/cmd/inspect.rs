@@ -86,7 +86,7 @@ fn parts(gguf: &Gguf<'_>) -> anyhow::Result<Vec<Part>> {
         store::Part::Packed(name, info) => Part {
             name: name.to_owned(),
             format: info.format(),
-            shape: vec![info.shape.cols as u64, info.shape.rows as u64],
+            shape: vec![info.shape().cols as u64, info.shape().rows as u64],
             bytes: info.bytes().unwrap_or(usize::MAX) as u64,
         },
         store::Part::Plain(t) => Part {
