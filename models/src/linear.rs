@@ -162,6 +162,16 @@ impl Linear {
         self.cut();
     }
 
+    /// Versions that it may come to be in.
+    pub(crate) fn set_versions(&mut self, versions: Vec<MatrixInfo>) {
+        self.versions = versions;
+    }
+
+    /// Another bias.
+    pub(crate) fn set_bias(&mut self, bias: Option<Vec<f32>>) {
+        self.bias = bias;
+    }
+
     /// With a bias of `rows` numbers added to every product.
     pub(crate) fn with_bias(mut self, bias: Option<Vec<f32>>) -> Linear {
         self.bias = bias;

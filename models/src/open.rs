@@ -1,5 +1,6 @@
 //! From a file to a decoder.
 
+use crate::arch::llama::streamed::AT_ONCE;
 use crate::arch::llama::{self, Begin, Llama, Session, session_bytes};
 use crate::attention;
 use crate::config::Config;
@@ -156,14 +157,26 @@ pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
         (begin.blocks, begin.wanted) = (stack.present(), stack.present());
         if let Some(b) = &o.budget {
             let limit = b.bytes.saturating_sub(rest);
-            let fit = within(stack, limit).map_err(|_| Error::Memory {
-                what: format!("a context of {context} positions, activations, and weights at their least"),
-                needed_mib: rest.saturating_add(stack.resident_bytes(0)).div_ceil(1 << 20),
-                available_mib: b.bytes >> 20,
-                bound: "the budget".into(),
-            })?;
-            (begin.limit, begin.wanted) = (Some(limit), fit);
-            begin.blocks = if b.at_once { 0 } else { fit.min(stack.present()) };
+            begin.limit = Some(limit);
+            match within(stack, limit) {
+                Ok(fit) => {
+                    begin.wanted = fit;
+                    begin.blocks = if b.at_once { 0 } else { fit.min(stack.present()) };
+                }
+                Err(_) => {
+                    let least = Directory::base(&gguf)?;
+                    let layers =
+                        layers_within(&least, config.layers, limit).map_err(|needed| Error::Memory {
+                            what: format!(
+                                "a context of {context} positions, activations, and weights at their least"
+                            ),
+                            needed_mib: rest.saturating_add(needed).div_ceil(1 << 20),
+                            available_mib: b.bytes >> 20,
+                            bound: "the budget".into(),
+                        })?;
+                    (begin.layers, begin.blocks, begin.wanted) = (Some(layers), 0, 0);
+                }
+            }
         }
         weights.at(begin.blocks, home, sums)?
     } else {
@@ -171,4 +184,32 @@ pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
     };
     let session = Session { isa: o.isa, pool, kv: shape, batch, ahead: o.ahead, exact: o.exact };
     Llama::new(config, weights, session, &begin)
+}
+
+/// How many layers can stay in memory if the others are read for each step, of a model whose weights take more than `limit`
+/// bytes.
+///
+/// # Errors
+/// The bytes that are needed at least, if it is none.
+fn layers_within(least: &Directory, layers: usize, limit: u64) -> std::result::Result<usize, u64> {
+    let mut of_layer = vec![0u64; layers];
+    for (name, info) in least.matrices() {
+        let layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
+        if let Some(bytes) = layer.and_then(|i| of_layer.get_mut(i)) {
+            *bytes = bytes.saturating_add(info.bytes().unwrap_or(usize::MAX) as u64);
+        }
+    }
+    let all = of_layer.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
+    let largest = of_layer.iter().copied().max().unwrap_or(0);
+    let rest = least.stack().resident_bytes(0).saturating_sub(all);
+    let mut needed = rest.saturating_add(largest.saturating_mul(AT_ONCE));
+    if needed > limit {
+        return Err(needed);
+    }
+    let fits = of_layer.iter().take_while(|bytes| {
+        needed = needed.saturating_add(**bytes);
+        needed <= limit
+    });
+    // All of them would have fitted without being read for each step.
+    Ok(fits.count().min(layers.saturating_sub(1)))
 }

@@ -133,9 +133,25 @@ impl<'a> Weights<'a> {
             }
             None => self.plain(&format!("{name}.weight"), rows, cols, how)?,
         };
+        Ok(linear.with_bias(self.bias(name, rows)?))
+    }
+
+    /// The bias of the matrix `name`, if it has one.
+    pub(crate) fn bias(&self, name: &str, rows: usize) -> Result<Option<Vec<f32>>> {
         let bias = format!("{name}.bias");
-        let bias = if self.gguf.tensor(&bias).is_some() { Some(self.vector(&bias, rows)?) } else { None };
-        Ok(linear.with_bias(bias))
+        if self.gguf.tensor(&bias).is_some() { self.vector(&bias, rows).map(Some) } else { Ok(None) }
+    }
+
+    /// Where the packed matrix `name` lies in the file, and the home that it is to be read to.
+    pub(crate) fn piece(&self, name: &str) -> Result<Piece> {
+        let missing = || Error::Tensor { name: name.to_owned(), why: "is not packed".into() };
+        let sums = self.home.as_ref().map_or(&[][..], |(_, sums)| sums);
+        Ok(Piece::find(self.gguf, self.packed.get(name).ok_or_else(missing)?, sums)?)
+    }
+
+    /// Where packed matrices are read to.
+    pub(crate) fn home(&self) -> Option<Home> {
+        self.home.as_ref().map(|(home, _)| home.clone())
     }
 
     /// The table of token vectors, `[vocab][dim]`, of a model whose head is another matrix.

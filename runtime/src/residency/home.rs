@@ -45,7 +45,7 @@ impl Account {
 }
 
 /// See the module's head.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Home {
     /// The file's map, all of it.
     Map(Bytes),

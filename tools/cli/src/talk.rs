@@ -65,6 +65,12 @@ impl Talk {
         let memory = mem::asked(engine.mem, &source)?;
         options.budget = memory.map(|mem| mem::budget(mem, &source, engine.at_once)).transpose()?;
         let model = load::model(&source, &options)?;
+        if model.streamed_bytes() > 0 {
+            let bytes = ui::megabytes(model.streamed_bytes());
+            ui::warn(format_args!(
+                "not all weights fit into --mem: {bytes} are read from the file for every token"
+            ));
+        }
         let watch = memory.and_then(|mem| mem::watch(mem, &model));
         Ok(Talk {
             model,
@@ -142,7 +148,11 @@ impl Talk {
         let weights = bytes
             .checked_sub(self.base)
             .with_context(|| format!("the program alone takes {}; allow more", ui::megabytes(self.base)))?;
-        self.model.set_budget(weights)?.context("this file has no blocks; its weights are all or nothing")?;
+        let why = match self.model.streamed_bytes() {
+            0 => "this file has no blocks; its weights are all or nothing",
+            _ => "weights are read for every token; start again to have them in memory",
+        };
+        self.model.set_budget(weights)?.context(why)?;
         self.watch = mem::watch(mem, &self.model);
         if let Some(stack) = self.model.residency() {
             stack.wait(SETTLE);

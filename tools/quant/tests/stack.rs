@@ -137,3 +137,49 @@ fn budgets_that_change_while_it_writes_leave_no_trace() {
     drop(model);
     assert_eq!(account.now(), 0);
 }
+
+#[test]
+fn layers_that_do_not_fit_are_read_for_every_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = stack(folder.path());
+    let whole = std::fs::read(&path).unwrap();
+    let least = Directory::base(&Gguf::parse(&whole).unwrap()).unwrap().stack().resident_bytes(0);
+    let mut model = session(&path, Some(1 << 30), 1);
+    let rest = model.rest_bytes();
+    model.set_budget(rest + least).unwrap();
+    assert!(model.residency().unwrap().wait(LONG));
+    let expected = logits(&mut model);
+    let mut last = 0;
+    for missing in [1, 10_000, 20_000, 30_000] {
+        let mut model = session(&path, Some(rest + least - missing), 1);
+        let streamed = model.streamed_bytes();
+        assert!(streamed >= last && streamed > 0 && streamed < least, "{missing} {streamed} {last}");
+        last = streamed;
+        assert!(model.residency().is_none());
+        for _ in 0..3 {
+            assert_eq!(logits(&mut model), expected, "{missing}");
+        }
+        assert!(model.weights_per_token() > 200_000);
+    }
+    // Damage in a layer that is read for each step is an error of the step, which names it.
+    let gguf = Gguf::parse(&whole).unwrap();
+    let at = gguf.tensor("blk.4.ffn_up.p1").unwrap().offset as usize;
+    let mut damaged = whole.clone();
+    damaged[at] ^= 1;
+    let file = folder.path().join("damaged.gguf");
+    std::fs::write(&file, &damaged).unwrap();
+    let isa = Isa::from_env().unwrap();
+    let open_damaged = || {
+        let data = Arc::new(DataFile::open(&file).unwrap());
+        let budget = Some(Budget { bytes: rest + least - 20_000, file: data, at_once: false });
+        let options =
+            OpenOptions { workers: 1, context: Some(64), batch: 8, budget, ..OpenOptions::new(isa) };
+        open(ModelFile::from(&Bytes::new(Map::open(&file).unwrap())), &options)
+    };
+    let mut model = open_damaged().unwrap();
+    for _ in 0..2 {
+        let why = model.step(&[1], Phase::Answer, Logits::Last).unwrap_err().to_string();
+        assert!(why.contains("blk.4.ffn_up") && why.contains("checksum"), "{why}");
+        assert_eq!(model.position(), 0);
+    }
+}

@@ -131,7 +131,7 @@ impl<'a> Blocks<'a> {
         let matrix = |name: &str, rows, cols| w.linear(name, rows, cols, how);
         let layers = [Layer::find(c, i, &matrix, &vector)?];
         let kv = KvShape { layers: 1, ..kv_shape(c, KvType::F32.into(), self.context)? };
-        let flow = Flow::new(c, &layers, None, kv, self.rope.dims(), PART, self.pool.workers())?;
+        let flow = Flow::new(c, &layers.each_ref(), None, kv, self.rope.dims(), PART, self.pool.workers())?;
         let [layer] = layers;
         self.block = Some(Block { layer, flow });
         Ok(())

@@ -80,17 +80,17 @@ impl Flow {
     /// Room for steps of `batch` tokens through any of `layers`, and behind them through the head if there is one.
     pub(super) fn new(
         c: &Config,
-        layers: &[Layer],
+        layers: &[&Layer],
         head: Option<&Linear>,
         kv: KvShape,
         rope_dims: usize,
         batch: usize,
         workers: usize,
     ) -> Result<Flow> {
-        let all = |pick: fn(&Layer) -> Vec<&Linear>| layers.iter().flat_map(pick).collect::<Vec<_>>();
+        let all = |pick: fn(&Layer) -> Vec<&Linear>| layers.iter().flat_map(|l| pick(l)).collect::<Vec<_>>();
         let tiled = |dim| SharedMat::new(batch, dim, TILE_ROWS);
-        let scratch = layers.iter().flat_map(Layer::linears).map(Linear::scratch_bytes).max().unwrap_or(0);
-        let signs = SignBufs::new(layers.iter().flat_map(Layer::groups).chain(head.map(|head| vec![head])))?;
+        let scratch = layers.iter().flat_map(|l| l.linears()).map(Linear::scratch_bytes).max().unwrap_or(0);
+        let signs = SignBufs::new(layers.iter().flat_map(|l| l.groups()).chain(head.map(|head| vec![head])))?;
         Ok(Flow {
             x: tiled(c.dim)?,
             attn_in: Input::new(batch, &all(|l| vec![&l.q, &l.k, &l.v]))?,
@@ -131,6 +131,16 @@ impl Layer {
     /// Those that share an input.
     fn groups(&self) -> [Vec<&Linear>; 4] {
         [vec![&self.q, &self.k, &self.v], vec![&self.o], vec![&self.gate, &self.up], vec![&self.down]]
+    }
+
+    /// What files call its matrices behind `blk.N.`, in the order of the forward pass.
+    pub(super) const PARTS: [&str; 7] =
+        ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
+
+    /// Other norms, of the same lengths.
+    pub(super) fn set_norms(&mut self, attn: &[f32], ffn: &[f32]) {
+        self.attn_norm.copy_from_slice(attn);
+        self.ffn_norm.copy_from_slice(ffn);
     }
 
     /// The matrix behind attention.

@@ -15,6 +15,7 @@
 
 pub mod blocks;
 mod layer;
+pub(crate) mod streamed;
 
 use self::layer::{Flow, Layer, normalize};
 use crate::attention;
@@ -34,6 +35,7 @@ use lutite_runtime::pool::Pool;
 use lutite_runtime::residency::{Exchange, Handle, Host, Residency};
 use lutite_runtime::store::{Bytes, Loaded};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, TryLockError};
+use streamed::Streamed;
 
 /// Where token vectors come from.
 #[derive(Debug)]
@@ -75,6 +77,8 @@ pub struct Llama {
     // Before the network, which its thread knows.
     residency: Option<Residency>,
     net: Arc<RwLock<Net>>,
+    /// Its last layers, if they do not fit.
+    streamed: Option<Streamed>,
     flow: Flow,
     head: HeadFlow,
     pool: Pool,
@@ -145,6 +149,8 @@ pub(crate) struct Begin {
     pub(crate) limit: Option<u64>,
     /// Bytes of everything else.
     pub(crate) rest: u64,
+    /// Layers that stay in memory, if not all do.
+    pub(crate) layers: Option<usize>,
 }
 
 /// Everything but the weights that a session is made of.
@@ -167,7 +173,12 @@ impl Llama {
         let how = How { isa, workers: pool.workers(), ahead, exact };
         let load = |name: &str, rows, cols| w.linear(name, rows, cols, how);
         let vector = |name: &str, n| w.vector(name, n);
-        let layers = (0..c.layers).map(|i| Layer::find(c, i, &load, &vector)).collect::<Result<Vec<_>>>()?;
+        let first = begin.layers.unwrap_or(c.layers);
+        let layers = (0..first).map(|i| Layer::find(c, i, &load, &vector)).collect::<Result<Vec<_>>>()?;
+        let streamed = match w.home() {
+            Some(home) if first < c.layers => Some(Streamed::start(c, &w, home, first, how)?),
+            _ => None,
+        };
         let tied = is_tied(&w);
         // Of a prompt mostly the last token's logits are asked for, and for one token whole codes are not worth making.
         let head = w.linear(head_name(tied), c.vocab, dim, How { exact: true, ..how })?;
@@ -175,13 +186,15 @@ impl Llama {
         let norm = w.vector(NORM, dim)?;
         let rope = Rope::new(&c.rope);
 
-        let flow = Flow::new(c, &layers, Some(&head), kv, rope.dims(), batch, pool.workers())?;
+        let all: Vec<&Layer> = layers.iter().chain(streamed.as_ref().map(Streamed::slot)).collect();
+        let flow = Flow::new(c, &all, Some(&head), kv, rope.dims(), batch, pool.workers())?;
         let head_flow = HeadFlow {
             input: Input::new(batch, &[&head])?,
             logits: SharedMat::new(batch, c.vocab, TILE_ROWS)?,
         };
         let net = Arc::new(RwLock::new(Net { eps: c.eps, embedding, layers, norm, head, rope }));
         let residency = match w.directory().stack().blocks() {
+            _ if streamed.is_some() => None,
             [] => None,
             _ => w.residency(begin, Shared(net.clone()))?,
         };
@@ -190,6 +203,7 @@ impl Llama {
             isa,
             residency,
             net,
+            streamed,
             flow,
             head: head_flow,
             pool,
@@ -219,6 +233,11 @@ impl Llama {
         Ok(handle.map(|h| h.set_limit(bytes.saturating_sub(self.rest))).transpose()?)
     }
 
+    /// Bytes of weights that each step reads from the file, because they do not fit into memory.
+    pub fn streamed_bytes(&self) -> u64 {
+        self.streamed.as_ref().map_or(0, Streamed::bytes)
+    }
+
     /// Bytes that the session takes beside its packed weights.
     pub fn rest_bytes(&self) -> u64 {
         self.rest
@@ -231,12 +250,13 @@ impl Llama {
 
     /// Bytes of weights that one token reads: all matrices, the head included.
     pub fn bytes_per_token(&self) -> usize {
-        self.net().linears().map(Linear::bytes).sum()
+        self.net().linears().map(Linear::bytes).sum::<usize>() + self.streamed_bytes() as usize
     }
 
     /// Number of weights behind [`Llama::bytes_per_token`]: all but an untied table of token vectors.
     pub fn weights_per_token(&self) -> usize {
-        self.net().linears().map(|l| l.rows() * l.cols()).sum()
+        let streamed = self.streamed.as_ref().map_or(0, Streamed::weights);
+        self.net().linears().map(|l| l.rows() * l.cols()).sum::<usize>() + streamed
     }
 
     /// Number of weights in matrices, each counted once.
@@ -254,7 +274,8 @@ impl Llama {
     pub fn formats(&self) -> String {
         let net = self.net();
         let mut body: Vec<String> = Vec::new();
-        for f in net.layers.iter().flat_map(Layer::linears).map(Linear::format) {
+        let layers = net.layers.iter().chain(self.streamed.as_ref().map(Streamed::slot));
+        for f in layers.flat_map(Layer::linears).map(Linear::format) {
             if !body.contains(&f) {
                 body.push(f);
             }
@@ -313,7 +334,7 @@ impl Decoder for Llama {
             return Err(Error::Config { key: "batch".into(), why });
         }
         self.check_room(n)?;
-        let Llama { config, isa, residency, net, flow, head, pool, position, .. } = self;
+        let Llama { config, isa, residency, net, streamed, flow, head, pool, position, .. } = self;
         if let Some(residency) = residency.as_ref().filter(|r| r.is_waiting()) {
             let mut net = net.write().unwrap_or_else(PoisonError::into_inner);
             residency.apply(&mut |matrix, loaded| net.exchange(matrix, loaded));
@@ -326,7 +347,7 @@ impl Decoder for Llama {
         head.logits.set_rows(wanted);
         net.embed(tokens, &mut flow.x)?;
         flow.attention.set_angles(&net.rope);
-        net.forward(pool, &flow.step(*isa, phase, n), flow, head);
+        net.forward(pool, &flow.step(*isa, phase, n), flow, head, streamed.as_mut())?;
         *position += n;
         Ok(&head.logits.as_mut_slice()[..wanted * config.vocab])
     }
@@ -412,9 +433,21 @@ impl Net {
     }
 
     /// One step.
-    fn forward(&self, pool: &mut Pool, step: &Step<'_>, f: &Flow, head: &HeadFlow) {
+    fn forward(
+        &self,
+        pool: &mut Pool,
+        step: &Step<'_>,
+        f: &Flow,
+        head: &HeadFlow,
+        mut streamed: Option<&mut Streamed>,
+    ) -> Result<()> {
         let eps = self.eps;
-        for (i, l) in self.layers.iter().enumerate() {
+        let last = streamed.as_ref().map_or(0, |s| s.count());
+        for i in 0..self.layers.len() + last {
+            let l = match &mut streamed {
+                Some(streamed) if i >= self.layers.len() => streamed.layer(i)?,
+                _ => &self.layers[i],
+            };
             l.norm_attention(pool, step, eps, f);
             l.attend(pool, step, f, i);
             l.add_attention(pool, step, f);
@@ -427,5 +460,6 @@ impl Net {
         let step = &Step { n: wanted, ..*step };
         normalize(pool, step, eps, &f.x, first, &self.norm, (&head.input, &[&self.head]));
         multiply(pool, step, &head.input, [&self.head], [&head.logits]);
+        Ok(())
     }
 }

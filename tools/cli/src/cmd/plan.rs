@@ -97,7 +97,7 @@ fn auto(stack: &Stack, fixed: u64) -> anyhow::Result<usize> {
 fn row(model: &mut Model, fixed: u64, stack: Option<&Stack>, speed: bool) -> anyhow::Result<Value> {
     let resident = model.residency().map(|handle| handle.resident());
     let per_token = model.bytes_per_token() as u64;
-    let weights = resident.as_ref().map_or(per_token, |r| r.bytes);
+    let weights = resident.as_ref().map_or(per_token - model.streamed_bytes(), |r| r.bytes);
     // The last block needs room beside what it replaces.
     let room = stack.zip(resident.as_ref()).map_or(0, |(stack, r)| {
         let blocks = stack.blocks()[..r.blocks].iter().enumerate();
@@ -115,6 +115,7 @@ fn row(model: &mut Model, fixed: u64, stack: Option<&Stack>, speed: bool) -> any
         "bits_per_weight": 8.0 * per_token as f64 / model.weights_per_token() as f64,
         "kl": resident.and_then(|r| r.kl),
         "bytes_per_token": per_token,
+        "bytes_read_per_token": model.streamed_bytes(),
         "tokens_per_second": rate,
     }))
 }
@@ -135,16 +136,18 @@ fn table(rows: &[Value]) -> String {
     let titles = ["--mem", "blocks", "weights", "bits/w", "KL", "bytes a token", "tokens/s"];
     let [mem, blocks, weights, bits, kl, bytes, rate] = titles;
     // Writing to a string does not fail.
-    let _ = writeln!(out, "{mem:>10}{blocks:>13}{weights:>12}{bits:>9}{kl:>10}{bytes:>15}{rate:>11}");
+    let _ = writeln!(out, "{mem:>10}{blocks:>15}{weights:>12}{bits:>9}{kl:>10}{bytes:>15}{rate:>11}");
     for row in rows {
         let n = |key: &str| row[key].as_u64();
         let number = |key: &str, digits| row[key].as_f64().map_or("-".into(), |x| format!("{x:.digits$}"));
         let of =
             n("blocks").zip(n("of_blocks")).map_or("all".into(), |(some, all)| format!("{some} of {all}"));
+        let streamed = n("bytes_read_per_token").unwrap_or(0);
+        let of = if streamed > 0 { format!("reads {}", megabytes(streamed)) } else { of };
         let mem = format!("{}M", n("memory").unwrap_or(0).div_ceil(1_000_000));
         let _ = writeln!(
             out,
-            "{mem:>10}{of:>13}{:>12}{:>9}{:>10}{:>15}{:>11}",
+            "{mem:>10}{of:>15}{:>12}{:>9}{:>10}{:>15}{:>11}",
             megabytes(n("weights").unwrap_or(0)),
             number("bits_per_weight", 3),
             number("kl", 4),
