@@ -2,12 +2,12 @@
 //!
 //!     cargo bench -p lutite-benches --bench residency -- FILE [CHANGES [TOKENS [SEED]]]      default: 1000 5000 1
 //!
-//! 1. *Speed*: a token with the first so many blocks, read into memory of their own, beside the same file cut off there and mapped.
-//! 2. *Rise*: from the least weights to all, beside reading the same bytes one after the other; from the page cache and, where
-//!    the system lets go of the file, from the disk.
-//! 3. *Budgets*: one session writes tokens undisturbed, then another one, and meanwhile its budget goes up and down at random between
+//! 1. *Budgets*: one session writes tokens undisturbed, then another one, and meanwhile its budget goes up and down at random between
 //!    what the least weights need and what all do. Printed are the times of a token in both, memory against the budget in force, what
 //!    was read, and whether the logits in the end are those of a fresh session.
+//! 2. *Rise*: from the least weights to all, beside reading the same bytes one after the other; from the page cache and, where
+//!    the system lets go of the file, from the disk.
+//! 3. *Speed*: a token with the first so many blocks, read into memory of their own, beside the same file cut off there and mapped.
 
 use lutite_kernels::isa::Isa;
 use lutite_models::open::open;
@@ -51,9 +51,20 @@ fn main() {
         let budget = Budget { bytes, file: data.clone(), at_once: false };
         open(&file, &OpenOptions { budget: Some(budget), ..options(workers) }).expect("a stacked model")
     };
-    speed(&file, &mut session(u64::MAX >> 1), workers);
+    budgets(&path, &session, base, workers, (changes, tokens, seed));
+    // Last, since they look at pages of the map, which then count as this program's memory.
     rise(Path::new(&path), &file, &session(u64::MAX >> 1));
+    speed(&file, &mut session(u64::MAX >> 1), workers);
+}
 
+/// A session undisturbed, and one whose budget changes.
+fn budgets(
+    path: &str,
+    session: &dyn Fn(u64) -> Model,
+    base: u64,
+    workers: usize,
+    (changes, tokens, seed): (u64, usize, u64),
+) {
     let mut quiet = session(u64::MAX >> 1);
     let mut calm = times(&mut quiet, tokens, |_, _| {});
     let expected = last(&mut quiet);
