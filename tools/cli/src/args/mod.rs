@@ -5,17 +5,19 @@
 //! the file, the file beats what is built in.
 
 mod defaults;
+mod numbers;
 mod shared;
 mod spelling;
 #[cfg(test)]
 mod tests;
 mod verbs;
 
+pub use numbers::{BitsPerWeight, Levels, SignLevels, Size};
 pub use shared::{Bits, CacheType, EngineArgs, Limit, Mem, ModelArgs, SamplingArgs, Seed};
 pub use verbs::{
     BenchArgs, BenchFormat, ChatArgs, DoctorArgs, EvalArgs, ExportArgs, FloatType, InspectArgs, KernelPath,
-    KlArgs, Levels, ListArgs, ListFormat, Method, Params, PerplexityArgs, PlanArgs, Protocol, PullArgs,
-    QuantizeArgs, RmArgs, RunArgs, Synthetic, TalkArgs, TextArgs, TrimArgs, VerifyArgs,
+    KlArgs, ListArgs, ListFormat, Method, Params, PerplexityArgs, PlanArgs, Protocol, PullArgs, QuantizeArgs,
+    RmArgs, RunArgs, Synthetic, TalkArgs, TextArgs, TrimArgs, VerifyArgs,
 };
 
 use crate::places;

@@ -1,6 +1,6 @@
 //! Flags that several verbs have.
 
-use super::verbs::Size;
+use super::Size;
 use crate::{catalog, hub};
 use clap::{Args, ValueEnum};
 use lutite_models::sampling::SamplingDefaults;

@@ -1,12 +1,11 @@
 //! The flags of each verb.
 
-use super::{Bits, EngineArgs, Limit, ModelArgs, SamplingArgs};
+use super::{Bits, BitsPerWeight, EngineArgs, Levels, Limit, ModelArgs, SamplingArgs, SignLevels, Size};
 use crate::catalog;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 /// `lutite run`
 #[derive(Args, Clone, Debug)]
@@ -157,6 +156,11 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "BITS,..", num_args = 0..=1, default_missing_value = "2,3,4,exact",
         require_equals = true, conflicts_with_all = ["bits", "head_bits", "target_size", "target_bpw", "method", "imatrix", "keep"])]
     pub stack: Option<Levels>,
+    /// One file for all sizes of levels of signs with magnitudes of rank 1, 2, 4, 8 or 16, as BitStack has them [rank: as large as
+    /// costs a tenth of a bit]
+    #[arg(long, value_name = "LEVELS[:RANK]",
+        conflicts_with_all = ["stack", "bits", "head_bits", "target_size", "target_bpw", "method", "imatrix", "keep", "group", "params"])]
+    pub bitstack: Option<SignLevels>,
     /// Keep the result though it lost much more than was predicted for its size
     #[arg(long)]
     pub keep: bool,
@@ -194,69 +198,6 @@ pub struct QuantizeArgs {
 
 fn group_parser() -> impl TypedValueParser<Value = u32> {
     PossibleValuesParser::new(["32", "64", "128", "256"]).try_map(|text| text.parse::<u32>())
-}
-
-/// A number of bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size(pub u64);
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-        let (number, unit) = text.split_at(end);
-        let unit = match unit.trim().to_ascii_lowercase().as_str() {
-            "" | "b" => 1.0,
-            "k" | "kb" => 1e3,
-            "m" | "mb" => 1e6,
-            "g" | "gb" => 1e9,
-            "kib" => 1024.0,
-            "mib" => 1024.0 * 1024.0,
-            "gib" => 1024.0 * 1024.0 * 1024.0,
-            _ => f64::NAN,
-        };
-        let bytes = number.parse().unwrap_or(f64::NAN) * unit;
-        if bytes >= 1.0 && bytes < 2f64.powi(63) {
-            return Ok(Size(bytes as u64));
-        }
-        Err("a number of bytes such as 60M, 1.5G or 700MiB".into())
-    }
-}
-
-/// Numbers of planes, ascending.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Levels(pub Vec<Bits>);
-
-impl FromStr for Levels {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let levels: Vec<Bits> = text.split(',').map(str::parse).collect::<Result<_, _>>()?;
-        let rank = |bits: &Bits| match bits {
-            Bits::Exact => u32::MAX,
-            Bits::Planes(planes) => u32::from(*planes),
-        };
-        let ascending = levels.is_sorted_by(|a, b| rank(a) < rank(b));
-        let known = levels.iter().all(|bits| matches!(rank(bits), 2..=6 | 8 | u32::MAX));
-        if levels.len() < 2 || !ascending || !known {
-            return Err("two or more of 2, 3, 4, 5, 6, 8 and exact, ascending, such as 2,3,4,exact".into());
-        }
-        Ok(Levels(levels))
-    }
-}
-
-/// Bits per weight, as an average.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct BitsPerWeight(pub f64);
-
-impl FromStr for BitsPerWeight {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bits = text.parse().ok().filter(|b| (0.5..=32.0).contains(b));
-        bits.map(BitsPerWeight).ok_or_else(|| "a number of bits such as 2.5".into())
-    }
 }
 
 /// How planes are fitted.

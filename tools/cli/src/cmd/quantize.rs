@@ -33,6 +33,9 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
         },
         ..PackOptions::exact()
     };
+    if let Some(levels) = args.bitstack {
+        return super::levels::quantize(args, &source, levels);
+    }
     if let Some(levels) = &args.stack {
         return super::stack::quantize(args, &source, &options, levels);
     }
