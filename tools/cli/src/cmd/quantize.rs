@@ -233,6 +233,8 @@ pub(super) fn fit(
     threads: usize,
 ) -> anyhow::Result<Fits> {
     let gguf = load::gguf(source)?;
+    // Levels aim at the weights as they are, and not at what the model made of its own inputs.
+    let shift = if plan.options.levels.is_some() { 0 } else { HlqCd::default().shift };
     let tokens: usize = sequences.iter().map(Vec::len).sum();
     let bar = Mutex::new(None);
     let progress = |p: calibrate::Progress| {
@@ -250,7 +252,7 @@ pub(super) fn fit(
             file: &source.file,
             name: &format!("{hash:016x}"),
             sequences,
-            method: &HlqCd::default(),
+            method: &HlqCd { shift },
             folder: work,
             isa: Isa::from_env()?,
             threads,
