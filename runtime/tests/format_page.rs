@@ -2,7 +2,7 @@
 
 use half::f16;
 use lutite_kernels::pack::{Packed, ParamKind, PlaneShape};
-use lutite_runtime::store::{PackedInfo, layout_tag};
+use lutite_runtime::store::{MatrixInfo, layout_tag};
 use xxhash_rust::xxh3::xxh3_64;
 
 const SHAPE: PlaneShape = PlaneShape { rows: 2, cols: 3 };
@@ -36,7 +36,7 @@ fn rows(kind: ParamKind, params: &[u8], scales: &[u8]) -> [[f32; 3]; 2] {
 }
 
 fn tensors(line: &str) -> Vec<String> {
-    let info = PackedInfo::parse(line).unwrap();
+    let info = MatrixInfo::parse(line).unwrap();
     info.tensors().iter().map(|(n, ty, d)| format!("{n} {} {d:?}", ty.name())).collect()
 }
 
@@ -60,6 +60,21 @@ fn the_worked_example() {
     let codes = bytes(96, &[(0, 4), (1, 2), (32, 8), (33, 4), (64, 0xf8)]);
     let scales = bytes(192, &[(1, 0x30), (3, 0x30), (65, 0x30), (67, 0x30), (129, 0x30), (131, 0x30)]);
     assert_eq!(rows(ParamKind::Hlq8, &codes, &scales), [[-1.0, -0.5, 0.0], [0.75, 0.5, 0.25]]);
+
+    // A level of the first plane.
+    let line = "blk.0.ffn_up kind=bitstack rows=2 cols=3 levels=1 rank=1";
+    assert_eq!(
+        tensors(line),
+        ["blk.0.ffn_up.b0.sg I8 [32, 1]", "blk.0.ffn_up.b0.u F16 [2, 1]", "blk.0.ffn_up.b0.v F16 [3, 1]"]
+    );
+    let [plane, _] = planes();
+    let level: [&[u8]; 3] = [&plane, &[0, 0x38, 0, 0x34], &[0, 0x3c, 0, 0x40, 0, 0x44]];
+    let level = MatrixInfo::parse(line).unwrap().view(level).unwrap();
+    for (r, expected) in [[-0.5, 1.0, -2.0], [0.25, -0.5, 1.0]].iter().enumerate() {
+        let mut row = [0.0; 3];
+        level.dequantize_row(r, &mut row).unwrap();
+        assert_eq!(row, *expected);
+    }
 
     // xxh3-64 of the tensors' data, and of nothing.
     let [p0, p1] = planes();

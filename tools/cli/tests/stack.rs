@@ -183,6 +183,45 @@ fn memory_decides_what_is_read_and_damage_is_named() {
 }
 
 #[test]
+fn levels_of_signs_make_a_stack_as_well() {
+    let home = Home::new();
+    fs::write(home.path("text"), STORY.repeat(8)).unwrap();
+    let line = "quantize MODEL --bitstack 5:1 --calib @text --calib-tokens 2048 -o @levels.gguf";
+    let (_, said) = home.fine(line);
+    // 35 matrices, and one level is of no use.
+    assert!(said.contains("levels of all matrices: 1, KL") && said.contains("105 blocks"), "{said}");
+    let left: Vec<_> = fs::read_dir(home.0.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_str().unwrap().contains("work")), "{left:?}");
+    let about = home.json("inspect @levels.gguf --json");
+    let curve = about["stack"]["curve"].as_array().unwrap();
+    for pair in curve.windows(2) {
+        let noise = 2.0 * number(&pair[0], "kl_error");
+        assert!(number(&pair[0], "kl") + noise > number(&pair[1], "kl"), "{pair:?}");
+        assert!(number(&pair[0], "resident_bytes") < number(&pair[1], "resident_bytes"), "{pair:?}");
+        // Nothing is replaced: what comes into memory is what lies in the file.
+        let more = |key| number(&pair[1], key) - number(&pair[0], key);
+        assert!((more("resident_bytes") - more("file_bytes")).abs() < 64.0 * 3.0 * 105.0, "{pair:?}");
+    }
+    let (first, last) = (number(&curve[0], "kl"), number(&curve[curve.len() - 1], "kl"));
+    assert!(first < 4.0 && last < 0.5, "{first} {last}");
+    // The same by the file's map, in memory of its own, cut off and trimmed.
+    assert_eq!(home.answer("levels.gguf", ""), home.answer("levels.gguf", "--mem 500M"));
+    let cut = number(&curve[curve.len() / 2], "file_bytes") as usize;
+    fs::write(home.path("cut.gguf"), &fs::read(home.path("levels.gguf")).unwrap()[..cut + 40]).unwrap();
+    home.fine(&format!("trim @cut.gguf --size {cut} -o @trimmed.gguf"));
+    assert_eq!(home.answer("cut.gguf", ""), home.answer("trimmed.gguf", "--mem 500M"));
+    home.fine("verify @trimmed.gguf");
+    home.fine("export @trimmed.gguf @floats.gguf --type f32");
+    // Again, the same bytes.
+    home.fine(&line.replace("levels.gguf", "again.gguf"));
+    assert!(fs::read(home.path("levels.gguf")).unwrap() == fs::read(home.path("again.gguf")).unwrap());
+    for wrong in ["1", "33", "4:3", "4:", "x"] {
+        let (code, _, said) = home.run(&format!("quantize MODEL --bitstack {wrong} -o @no.gguf"), "");
+        assert!(code == Some(2) && said.contains("such as 6 or 6:2"), "{said}");
+    }
+}
+
+#[test]
 fn a_conversation_goes_on_while_its_memory_changes() {
     let home = Home::new();
     let input = "Once\n/stats\n/mem 1M\n/mem\n/mem many\n/mem 400M\nupon\n/stats\n";

@@ -2,7 +2,9 @@
 
 use crate::error::{Error, Result};
 use crate::pack::begin;
-use lutite_runtime::store::{Directory, Gguf, GgufWriter, ModelFile, Part, TensorInfo, TensorPart};
+use lutite_runtime::store::{
+    Directory, Gguf, GgufWriter, LevelsInfo, MatrixInfo, ModelFile, Part, TensorInfo, TensorPart,
+};
 
 /// A file, parsed, and its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +40,34 @@ pub fn mix(source: Opened<'_>, packed: Opened<'_>, take: impl Fn(&str) -> bool) 
                 lines.push(info.line());
                 for t in info.find(from.gguf)? {
                     add(&mut w, &mut parts, from, t)?;
+                }
+            }
+        }
+    }
+    w.set("lutite.tensors", lines.as_slice())?;
+    Ok(w.assemble(parts)?)
+}
+
+/// The model of `packed` with the first `levels` levels of its matrices, of those that have more. Nothing but the head is copied.
+///
+/// # Errors
+/// A file that is damaged.
+pub fn first_levels(packed: Opened<'_>, levels: usize) -> Result<ModelFile> {
+    let mut w = begin(packed.gguf)?;
+    let (mut lines, mut parts) = (Vec::new(), Vec::new());
+    for part in Directory::read(packed.gguf)?.parts(packed.gguf)? {
+        match part {
+            Part::Plain(t) => add(&mut w, &mut parts, packed, t)?,
+            Part::Packed(_, info) => {
+                let info = match info {
+                    MatrixInfo::Levels(all) => {
+                        LevelsInfo { levels: all.levels.min(levels), ..all.clone() }.into()
+                    }
+                    MatrixInfo::Packed(_) => info.clone(),
+                };
+                lines.push(info.line());
+                for t in info.find(packed.gguf)? {
+                    add(&mut w, &mut parts, packed, t)?;
                 }
             }
         }

@@ -10,8 +10,8 @@ use crate::plan::{Job, Plan, Step};
 use crate::tile;
 use lutite_kernels::ggml::dequantize_row;
 use lutite_runtime::store::{
-    ARCH_PREFIX, Bytes, FORMAT_VERSION, Gguf, GgufStream, GgufWriter, PackedInfo, announce_checksums,
-    layout_tag, seal_checksums,
+    ARCH_PREFIX, Bytes, FORMAT_VERSION, Gguf, GgufStream, GgufWriter, MatrixInfo, PackedInfo,
+    announce_checksums, layout_tag, seal_checksums,
 };
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -70,23 +70,25 @@ fn header(
     if plan.fitted().next().is_some() {
         Loss::announce(&mut w)?;
     }
-    let mut count = 0;
     let mut lines = Vec::new();
+    let mut tensors = Vec::new();
     for step in &plan.steps {
         match step {
-            Step::Copy(t) => {
-                w.add_tensor(t.name, t.ty, t.shape())?;
-                count += 1;
-            }
+            Step::Copy(t) => tensors.push((t.name.to_owned(), t.ty, t.shape().to_vec())),
             Step::Pack(j) => {
                 lines.push(j.info.line());
-                for (name, ty, dims) in j.info.tensors() {
-                    w.add_tensor(&name, ty, &dims)?;
-                    count += 1;
-                }
+                tensors.extend(j.info.tensors());
+            }
+            Step::Levels(j) => {
+                lines.push(j.info.line());
+                tensors.extend(j.info.tensors());
             }
         }
     }
+    for (name, ty, dims) in &tensors {
+        w.add_tensor(name, *ty, dims)?;
+    }
+    let count = tensors.len();
     w.set("lutite.tensors", lines.as_slice())?;
     announce_checksums(&mut w, count)?;
     Ok((w, count))
@@ -145,7 +147,12 @@ fn run(plan: &Plan<'_>, job: &PackJob<'_>, mut out: GgufStream, count: usize) ->
                 advance(data.len() as u64);
             }
             Step::Pack(j) => {
-                let fitted = job.fits.filter(|_| !j.exact).map(|f| f.tensors(&j.info)).transpose()?.flatten();
+                let fitted = job
+                    .fits
+                    .filter(|_| !j.exact)
+                    .map(|f| f.tensors(&j.info.clone().into()))
+                    .transpose()?
+                    .flatten();
                 let parts = match fitted {
                     Some(parts) => {
                         advance(j.source.data.len() as u64);
@@ -160,6 +167,16 @@ fn run(plan: &Plan<'_>, job: &PackJob<'_>, mut out: GgufStream, count: usize) ->
                     out.tensor(name, data)?;
                     sums.push(xxh3_64(data));
                 }
+            }
+            Step::Levels(j) => {
+                let info = MatrixInfo::from(j.info.clone());
+                let parts = job.fits.map(|f| f.tensors(&info)).transpose()?.flatten();
+                let parts = parts.ok_or_else(|| Error::Options("levels have to be fitted first".into()))?;
+                for ((name, _, _), data) in info.tensors().iter().zip(&parts) {
+                    out.tensor(name, data)?;
+                    sums.push(xxh3_64(data));
+                }
+                advance(j.source.data.len() as u64);
             }
         }
     }

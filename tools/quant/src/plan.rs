@@ -1,10 +1,11 @@
 //! What becomes of each tensor of a model: decided before anything is computed, so that the size of the
 //! result is known and impossible requests fail at once.
 
+use crate::bitstack::rank_for;
 use crate::error::{Error, Result};
 use lutite_kernels::ggml::{GgmlError, GgmlType, READABLE, superblock_format, uniform_format};
-use lutite_kernels::pack::{GROUPS, GROUPS_LIST, MAX_PLANES, ParamKind, PlaneShape};
-use lutite_runtime::store::{Gguf, PackedInfo, TensorInfo, is_packed};
+use lutite_kernels::pack::{GROUPS, GROUPS_LIST, MAX_LEVELS, MAX_PLANES, ParamKind, PlaneShape, RANKS};
+use lutite_runtime::store::{Gguf, LevelsInfo, PackedInfo, TensorInfo, is_packed};
 use std::collections::BTreeMap;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -18,6 +19,15 @@ pub enum Bits {
     Planes(usize),
 }
 
+/// What is asked of matrices of levels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LevelOptions {
+    /// How many, 1 to 32.
+    pub levels: usize,
+    /// Rank of the magnitudes; `None` for [`rank_for`] each shape.
+    pub rank: Option<usize>,
+}
+
 /// What is asked of a packed file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackOptions {
@@ -27,6 +37,8 @@ pub struct PackOptions {
     pub head: Option<Bits>,
     /// For single matrices, by their names without `.weight`, before all else.
     pub each: BTreeMap<String, Bits>,
+    /// For all matrices but the head, in place of `bits`: levels of signs, which have to be fitted beforehand.
+    pub levels: Option<LevelOptions>,
     /// Columns per group of fitted matrices.
     pub group: usize,
     /// Parameter kind of fitted matrices: `Hlq8` or `Hlq16`.
@@ -36,7 +48,14 @@ pub struct PackOptions {
 impl PackOptions {
     /// Stage A for everything.
     pub fn exact() -> PackOptions {
-        PackOptions { bits: Bits::Exact, head: None, each: BTreeMap::new(), group: 64, kind: ParamKind::Hlq8 }
+        PackOptions {
+            bits: Bits::Exact,
+            head: None,
+            each: BTreeMap::new(),
+            levels: None,
+            group: 64,
+            kind: ParamKind::Hlq8,
+        }
     }
 
     /// The options in one word, for file names and metadata: `exact`, `q2-g64-hlq8`, `q2-g64-hlq8-head4`; and where single
@@ -46,6 +65,10 @@ impl PackOptions {
             let all = format!("{:?} {:?} {:?}", self.bits, self.head, self.each);
             let hash = xxh3_64(all.as_bytes()) as u32;
             return format!("mixed-{hash:08x}-g{}-{}", self.group, self.kind.name());
+        }
+        if let Some(LevelOptions { levels, rank }) = self.levels {
+            let rank = rank.map_or("auto".to_owned(), |rank| rank.to_string());
+            return format!("bitstack-l{levels}-k{rank}");
         }
         let bits = |b: Bits| match b {
             Bits::Exact => "exact".to_owned(),
@@ -69,6 +92,14 @@ impl PackOptions {
                 )));
             }
         }
+        if let Some(LevelOptions { levels, rank }) = self.levels {
+            if !(1..=MAX_LEVELS).contains(&levels) {
+                return Err(Error::Options(format!("{levels} levels are not possible; 1 to {MAX_LEVELS}")));
+            }
+            if let Some(rank) = rank.filter(|rank| !RANKS.contains(rank)) {
+                return Err(Error::Options(format!("rank {rank} is not possible; 1, 2, 4, 8 or 16")));
+            }
+        }
         if !GROUPS.contains(&self.group) {
             return Err(Error::Options(format!("group {} is not possible; {GROUPS_LIST}", self.group)));
         }
@@ -87,10 +118,18 @@ pub(crate) struct Job<'a> {
     pub(crate) exact: bool,
 }
 
+/// A matrix that becomes levels.
+#[derive(Clone, Debug)]
+pub(crate) struct LevelsJob<'a> {
+    pub(crate) source: TensorInfo<'a>,
+    pub(crate) info: LevelsInfo,
+}
+
 /// What happens to one tensor, in file order.
 #[derive(Clone, Debug)]
 pub(crate) enum Step<'a> {
     Pack(Job<'a>),
+    Levels(LevelsJob<'a>),
     Copy(TensorInfo<'a>),
 }
 
@@ -135,6 +174,7 @@ impl<'a> Plan<'a> {
     pub fn bytes(&self) -> u64 {
         let size = |s: &Step<'_>| match s {
             Step::Pack(j) => j.info.bytes().unwrap_or(usize::MAX) as u64,
+            Step::Levels(j) => j.info.bytes().unwrap_or(usize::MAX) as u64,
             Step::Copy(t) => t.data.len() as u64,
         };
         self.steps.iter().map(size).sum()
@@ -144,6 +184,7 @@ impl<'a> Plan<'a> {
     pub fn source_bytes(&self) -> u64 {
         let size = |s: &Step<'_>| match s {
             Step::Pack(j) => j.source.data.len() as u64,
+            Step::Levels(j) => j.source.data.len() as u64,
             Step::Copy(t) => t.data.len() as u64,
         };
         self.steps.iter().map(size).sum()
@@ -151,13 +192,14 @@ impl<'a> Plan<'a> {
 
     /// Whether any matrix changes its form.
     pub fn packs(&self) -> bool {
-        self.steps.iter().any(|s| matches!(s, Step::Pack(_)))
+        self.steps.iter().any(|s| !matches!(s, Step::Copy(_)))
     }
 
-    /// Matrices that do not hold their source's weights exactly: those fitted with fewer planes.
+    /// Matrices that do not hold their source's weights exactly: those fitted with fewer planes, or levels.
     pub fn fitted(&self) -> impl Iterator<Item = &str> {
         self.steps.iter().filter_map(|s| match s {
             Step::Pack(j) if !j.exact => Some(&*j.info.name),
+            Step::Levels(j) => Some(&*j.info.name),
             _ => None,
         })
     }
@@ -166,6 +208,11 @@ impl<'a> Plan<'a> {
     pub fn matrices(&self) -> impl Iterator<Item = Matrix<'_>> {
         self.steps.iter().filter_map(|s| match s {
             Step::Pack(j) => Some(Matrix {
+                name: &j.info.name,
+                weights: (j.info.shape.rows * j.info.shape.cols) as u64,
+                bytes: j.info.bytes().unwrap_or(usize::MAX) as u64,
+            }),
+            Step::Levels(j) => Some(Matrix {
                 name: &j.info.name,
                 weights: (j.info.shape.rows * j.info.shape.cols) as u64,
                 bytes: j.info.bytes().unwrap_or(usize::MAX) as u64,
@@ -209,6 +256,11 @@ fn step<'a>(t: &TensorInfo<'a>, o: &PackOptions, tied: bool) -> Result<Step<'a>>
     let size = |n: u64| usize::try_from(n).map_err(|_| error("is larger than the address space".into()));
     let shape = PlaneShape { rows: size(t.rows())?, cols: size(t.dims[0])? };
     let name = name.to_owned();
+    if let Some(LevelOptions { levels, rank }) = o.levels.filter(|_| !is_head) {
+        let info = LevelsInfo { name, shape, levels, rank: rank.unwrap_or_else(|| rank_for(shape)) };
+        info.bytes().ok_or_else(|| error("is larger than the address space".into()))?;
+        return Ok(Step::Levels(LevelsJob { source: *t, info }));
+    }
     let job = match (bits, exact) {
         (Bits::Exact, None) => return Ok(Step::Copy(*t)),
         (Bits::Exact, Some((kind, planes, group))) => {

@@ -5,15 +5,15 @@
 //! the file, the file beats what is built in.
 
 mod defaults;
+mod numbers;
 mod shared;
 mod spelling;
 #[cfg(test)]
 mod tests;
-mod values;
 mod verbs;
 
+pub use numbers::{BitsPerWeight, Levels, Mem, SignLevels, Size};
 pub use shared::{Bits, CacheType, EngineArgs, Limit, ModelArgs, SamplingArgs, Seed};
-pub use values::{BitsPerWeight, Levels, Mem, Size};
 pub use verbs::{
     BenchArgs, BenchFormat, ChatArgs, DoctorArgs, EvalArgs, ExportArgs, FloatType, InspectArgs, KernelPath,
     KlArgs, ListArgs, ListFormat, Method, Params, PerplexityArgs, PlanArgs, Protocol, PullArgs, QuantizeArgs,

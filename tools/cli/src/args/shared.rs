@@ -1,6 +1,6 @@
 //! Flags that several verbs have.
 
-use super::values::Mem;
+use super::Mem;
 use crate::{catalog, hub};
 use clap::{Args, ValueEnum};
 use lutite_models::sampling::SamplingDefaults;

@@ -1,7 +1,6 @@
 //! The flags of each verb.
 
-use super::values::{BitsPerWeight, Levels, Size};
-use super::{Bits, EngineArgs, Limit, ModelArgs, SamplingArgs};
+use super::{Bits, BitsPerWeight, EngineArgs, Levels, Limit, ModelArgs, SamplingArgs, SignLevels, Size};
 use crate::catalog;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
@@ -157,6 +156,11 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "BITS,..", num_args = 0..=1, default_missing_value = "2,3,4,exact",
         require_equals = true, conflicts_with_all = ["bits", "head_bits", "target_size", "target_bpw", "method", "imatrix", "keep"])]
     pub stack: Option<Levels>,
+    /// One file for all sizes of levels of signs with magnitudes of rank 1, 2, 4, 8 or 16, as BitStack has them [rank: as large as
+    /// costs a tenth of a bit]
+    #[arg(long, value_name = "LEVELS[:RANK]",
+        conflicts_with_all = ["stack", "bits", "head_bits", "target_size", "target_bpw", "method", "imatrix", "keep", "group", "params"])]
+    pub bitstack: Option<SignLevels>,
     /// Keep the result though it lost much more than was predicted for its size
     #[arg(long)]
     pub keep: bool,

@@ -9,6 +9,7 @@ mod evaluate;
 pub(crate) mod export;
 pub(crate) mod inspect;
 pub(crate) mod kl;
+mod levels;
 pub(crate) mod list;
 pub(crate) mod perplexity;
 pub(crate) mod plan;

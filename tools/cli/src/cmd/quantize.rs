@@ -33,6 +33,9 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
         },
         ..PackOptions::exact()
     };
+    if let Some(levels) = args.bitstack {
+        return super::levels::quantize(args, &source, levels);
+    }
     if let Some(levels) = &args.stack {
         return super::stack::quantize(args, &source, &options, levels);
     }
@@ -230,6 +233,8 @@ pub(super) fn fit(
     threads: usize,
 ) -> anyhow::Result<Fits> {
     let gguf = load::gguf(source)?;
+    // Levels aim at the weights as they are, and not at what the model made of its own inputs.
+    let shift = if plan.options.levels.is_some() { 0 } else { HlqCd::default().shift };
     let tokens: usize = sequences.iter().map(Vec::len).sum();
     let bar = Mutex::new(None);
     let progress = |p: calibrate::Progress| {
@@ -247,7 +252,7 @@ pub(super) fn fit(
             file: &source.file,
             name: &format!("{hash:016x}"),
             sequences,
-            method: &HlqCd::default(),
+            method: &HlqCd { shift },
             folder: work,
             isa: Isa::from_env()?,
             threads,

@@ -8,8 +8,8 @@ use crate::load::{self, Source};
 use crate::ui::{self, Quit};
 use crate::{calib, interrupt};
 use anyhow::Context;
-use lutite_quant::rank::rank;
-use lutite_quant::stack::{self, StackJob, stack_to_file};
+use lutite_quant::rank::{Rise, rank};
+use lutite_quant::stack::{self, StackJob, Stacked, stack_to_file};
 use lutite_quant::{Bits, Opened, PackOptions, Plan, calibrate};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -55,26 +55,8 @@ pub(super) fn quantize(
     let mut judge = Judge::new(&exact, threads)?;
     let exact_gguf = load::gguf(&exact)?;
     let order = rank(&judge.costs(Opened { gguf: &exact_gguf, file: &exact.file }, &opened, &parts)?);
-    let judge = Mutex::new(judge);
-    let measure = |file, points: &[usize]| {
-        let mut judge = judge.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        judge
-            .curve(&file, points)
-            .map_err(|e| lutite_quant::Error::Refused(format!("the loss cannot be measured: {e:#}")))
-    };
-    let job = StackJob {
-        levels: &opened,
-        parts: &parts,
-        order: &order,
-        tag: &tag(&levels, options),
-        source_hash: hash,
-        measure: if args.no_measure { None } else { Some(&measure) },
-        cancel: interrupt::flag(),
-    };
-    let stacked = stack_to_file(&job, &args.out_file).map_err(|e| match e {
-        _ if interrupt::requested() => Quit::Interrupted.into(),
-        e => anyhow::Error::new(e).context(format!("cannot write {}", args.out_file.display())),
-    })?;
+    let what = Written { levels: &opened, parts: &parts, order: &order, tag: &tag(&levels, options), hash };
+    let stacked = write(args, judge, &what)?;
     drop(opened);
     drop(ggufs);
     drop(packed);
@@ -85,6 +67,45 @@ pub(super) fn quantize(
             let _ = calibrate::forget(&beside(&work, *planes, ""));
         }
     }
+    tell(args, stacked, start);
+    Ok(())
+}
+
+/// What a stack is written of; see [`StackJob`].
+pub(super) struct Written<'a> {
+    pub(super) levels: &'a [Opened<'a>],
+    pub(super) parts: &'a [Vec<String>],
+    pub(super) order: &'a [Rise],
+    pub(super) tag: &'a str,
+    pub(super) hash: u64,
+}
+
+/// Writes a stack, whose curve `judge` measures.
+pub(super) fn write(args: &QuantizeArgs, judge: Judge, what: &Written<'_>) -> anyhow::Result<Stacked> {
+    let judge = Mutex::new(judge);
+    let measure = |file, points: &[usize]| {
+        let mut judge = judge.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        judge
+            .curve(&file, points)
+            .map_err(|e| lutite_quant::Error::Refused(format!("the loss cannot be measured: {e:#}")))
+    };
+    let job = StackJob {
+        levels: what.levels,
+        parts: what.parts,
+        order: what.order,
+        tag: what.tag,
+        source_hash: what.hash,
+        measure: if args.no_measure { None } else { Some(&measure) },
+        cancel: interrupt::flag(),
+    };
+    stack_to_file(&job, &args.out_file).map_err(|e| match e {
+        _ if interrupt::requested() => Quit::Interrupted.into(),
+        e => anyhow::Error::new(e).context(format!("cannot write {}", args.out_file.display())),
+    })
+}
+
+/// Says what was written.
+pub(super) fn tell(args: &QuantizeArgs, stacked: Stacked, start: Instant) {
     ui::note(format_args!(
         "{}: {} with {} blocks, {} without, in {:.1} s",
         args.out_file.display(),
@@ -93,7 +114,6 @@ pub(super) fn quantize(
         ui::megabytes(stacked.least),
         start.elapsed().as_secs_f64(),
     ));
-    Ok(())
 }
 
 /// The whole model at a level.
@@ -109,7 +129,7 @@ fn beside(work: &Path, planes: usize, end: &str) -> PathBuf {
 }
 
 /// Fits and packs a level in the work folder `folder`, and beside it.
-fn level(
+pub(super) fn level(
     source: &Source,
     hash: u64,
     options: &PackOptions,

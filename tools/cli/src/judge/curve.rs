@@ -86,6 +86,20 @@ impl Judge {
         Ok(costs)
     }
 
+    /// The loss of a model.
+    ///
+    /// # Errors
+    /// A file that cannot be opened; [`crate::ui::Quit::Interrupted`].
+    pub(crate) fn loss(&mut self, file: &ModelFile) -> anyhow::Result<f64> {
+        let mut mean = Mean::default();
+        for t in 0..self.texts.len() {
+            interrupt::check(interrupt::flag())?;
+            let expected = self.expected(t)?;
+            self.divergences(t, &expected, file)?.into_iter().for_each(|kl| mean.push(kl));
+        }
+        Ok(mean.mean())
+    }
+
     /// The loss of the stacked file `packed` with its first so many blocks.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use super::stream::{Stream, failed};
 use crate::error::{Error, Result};
 use lutite_runtime::os::map::Map;
 use lutite_runtime::store::{
-    Bytes, Gguf, GgufWriter, PackedInfo, Value, announce_checksums, seal_checksums, tensor_checksums,
+    Bytes, Gguf, GgufWriter, MatrixInfo, Value, announce_checksums, seal_checksums, tensor_checksums,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,11 +31,11 @@ pub(super) struct Journal {
 
 /// A fitted matrix, packed.
 pub(super) struct Finished {
-    pub(super) info: PackedInfo,
-    /// In the order of [`PackedInfo::tensors`].
+    pub(super) info: MatrixInfo,
+    /// In the order of [`MatrixInfo::tensors`].
     pub(super) parts: Vec<Vec<u8>>,
-    /// Error of its outputs, relative to them.
-    pub(super) error: f32,
+    /// Error of its outputs, relative to them; of levels with the first of them, the first two, and so on.
+    pub(super) errors: Vec<f32>,
 }
 
 /// Finished layers, mapped.
@@ -57,7 +57,8 @@ impl Fits {
         &self.method
     }
 
-    /// Relative error of each fitted matrix' outputs, `tr((Q - W) H (Q - W)^T) / tr(W H W^T)`, where `W` is what was aimed at.
+    /// Relative error of each fitted matrix' outputs, `tr((Q - W) H (Q - W)^T) / tr(W H W^T)`, where `W` is what was aimed at. A
+    /// matrix of levels is there once for each number of them, in ascending order.
     ///
     /// # Errors
     /// A file that was changed in the meantime.
@@ -75,10 +76,10 @@ impl Fits {
         Ok(all)
     }
 
-    /// The tensors of a matrix, in the order of [`PackedInfo::tensors`]; `None` if it is in no layer.
-    pub(crate) fn tensors(&self, info: &PackedInfo) -> Result<Option<Vec<Vec<u8>>>> {
+    /// The tensors of a matrix, in the order of [`MatrixInfo::tensors`]; `None` if it is in no layer.
+    pub(crate) fn tensors(&self, info: &MatrixInfo) -> Result<Option<Vec<Vec<u8>>>> {
         let layer =
-            info.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
+            info.name().strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
         // What belongs to no layer is the head.
         let file = layer.map_or(self.files.last(), |layer| self.files.get(layer));
         let Some(file) = file else { return Ok(None) };
@@ -166,8 +167,9 @@ impl Journal {
         let mut w = GgufWriter::new();
         w.set("general.architecture", "lutite-calibration")?;
         w.set(NEXT_KEY, next)?;
-        w.set(NAMES_KEY, matrices.iter().map(|m| m.info.name.clone()).collect::<Vec<_>>().as_slice())?;
-        w.set(ERRORS_KEY, matrices.iter().map(|m| m.error).collect::<Vec<_>>().as_slice())?;
+        let names = matrices.iter().flat_map(|m| m.errors.iter().map(|_| m.info.name().to_owned()));
+        w.set(NAMES_KEY, names.collect::<Vec<_>>().as_slice())?;
+        w.set(ERRORS_KEY, matrices.iter().flat_map(|m| m.errors.clone()).collect::<Vec<_>>().as_slice())?;
         let tensors = || matrices.iter().flat_map(|m| m.info.tensors().into_iter().zip(&m.parts));
         for ((name, ty, dims), _) in tensors() {
             w.add_tensor(&name, ty, &dims)?;

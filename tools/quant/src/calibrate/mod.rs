@@ -15,6 +15,7 @@ pub use importance::importance;
 pub use journal::Fits;
 
 use crate::als::FitSpec;
+use crate::bitstack::{StackSpec, decompose};
 use crate::cd::{self, Calibrated, Inputs};
 use crate::error::{Error, Result};
 use crate::gram::{Gram, zeros};
@@ -29,7 +30,7 @@ use lutite_kernels::pack::p32::TILE_ROWS;
 use lutite_models::Blocks;
 use lutite_models::blocks::{END, GROUPS, PART};
 use lutite_models::config::Config;
-use lutite_runtime::store::{Gguf, ModelFile, PackedInfo};
+use lutite_runtime::store::{Gguf, LevelsInfo, MatrixInfo, ModelFile, PackedInfo};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use stream::Stream;
@@ -250,15 +251,16 @@ impl<'a> Run<'a> {
         let layers = self.blocks.config().layers;
         let dim = self.blocks.config().dim;
         let plan = self.plan;
-        let head = fitted(plan).find(|j| !j.info.name.starts_with("blk."));
+        let head = fitted_head(plan);
         let all = layers + usize::from(head.is_some());
         let mut fits = self.journal.finished(all, dim)?;
         fits.method = self.job.method.name();
         self.progress.resumed = fits.layers();
         let left = (fits.layers()..layers)
             .flat_map(|layer| GROUPS.concat().into_iter().map(move |p| name(layer, p)));
-        let left = left.filter_map(|name| find(plan, &name)).chain(head.filter(|_| fits.layers() < all));
-        self.progress.total = left.map(|j| size(&j.info)).sum();
+        let left = left.filter_map(|name| find(plan, &name));
+        let left = left.chain(head.filter(|_| fits.layers() < all).map(|j| j.info.clone().into()));
+        self.progress.total = left.map(|info| size(info.shape())).sum();
         (self.job.progress)(self.progress);
         if fits.layers() == 0 {
             self.embed()?;
@@ -272,7 +274,7 @@ impl<'a> Run<'a> {
             }
             if !self.job.method.sequential() {
                 for m in &finished {
-                    let part = m.info.name.rsplit('.').next().unwrap_or_default();
+                    let part = m.info.name().rsplit('.').next().unwrap_or_default();
                     self.blocks.replace(part, &dequantized(&m.info, &m.parts)?)?;
                 }
                 for group in 0..GROUPS.len() {
@@ -335,11 +337,11 @@ impl<'a> Run<'a> {
                 }
                 (error, whole) = (error + fit.error, whole + fit.whole);
             }
-            self.progress.done += size(&some);
+            self.progress.done += size(some.shape);
             (self.job.progress)(self.progress);
         }
         let error = (error / whole.max(f64::MIN_POSITIVE)) as f32;
-        Ok(Finished { info: info.clone(), parts, error })
+        Ok(Finished { info: info.clone().into(), parts, errors: vec![error] })
     }
 
     /// Writes the input of layer 0.
@@ -393,8 +395,9 @@ impl<'a> Run<'a> {
 
     /// Fits the matrices of a group that the plan wants fitted, and puts what they became into the layer.
     fn group(&mut self, layer: usize, group: usize, finished: &mut Vec<Finished>) -> Result<()> {
-        let parts: Vec<(&str, &PackedInfo)> = (GROUPS[group].iter())
-            .filter_map(|part| Some((*part, &find(self.plan, &name(layer, part))?.info)))
+        let parts: Vec<(&str, MatrixInfo)> = GROUPS[group]
+            .iter()
+            .filter_map(|part| Some((*part, find(self.plan, &name(layer, part))?)))
             .collect();
         if parts.is_empty() {
             return self.flow(layer, group, None).map(|_| ());
@@ -404,20 +407,50 @@ impl<'a> Run<'a> {
         gram.finish();
         let weights =
             parts.iter().map(|(part, _)| self.blocks.matrix(part)).collect::<Result<Vec<_>, _>>()?;
-        let targets: Vec<Target<'_>> =
-            parts.iter().zip(&weights).map(|((_, info), w)| Target { w, spec: spec(info) }).collect();
-        let fits = self.job.method.fit(self.job.isa, &gram, &targets)?;
-        for ((part, info), fit) in parts.iter().zip(fits) {
-            let packed = tile::pack_fitted(info, &fit.fitted)?;
+        let infos: Vec<MatrixInfo> = parts.iter().map(|(_, info)| info.clone()).collect();
+        for ((part, _), matrix) in parts.iter().zip(self.fit(&gram, &infos, &weights)?) {
             if self.job.method.sequential() {
-                self.blocks.replace(part, &dequantized(info, &packed)?)?;
+                self.blocks.replace(part, &dequantized(&matrix.info, &matrix.parts)?)?;
             }
-            let error = (fit.error / fit.whole.max(f64::MIN_POSITIVE)) as f32;
-            finished.push(Finished { info: (*info).clone(), parts: packed, error });
-            self.progress.done += size(info);
+            self.progress.done += size(matrix.info.shape());
             (self.job.progress)(self.progress);
+            finished.push(matrix);
         }
         Ok(())
+    }
+
+    /// Fits matrices that share their inputs: planes by the method, levels one after the other.
+    fn fit(&self, gram: &Gram, infos: &[MatrixInfo], weights: &[Vec<f32>]) -> Result<Vec<Finished>> {
+        let mut of_planes = Vec::new();
+        let mut targets = Vec::new();
+        let mut finished = Vec::new();
+        for (info, w) in infos.iter().zip(weights) {
+            match info {
+                MatrixInfo::Packed(packed) => {
+                    of_planes.push(packed);
+                    targets.push(Target { w, spec: spec(packed) });
+                }
+                MatrixInfo::Levels(LevelsInfo { shape, levels, rank, .. }) => {
+                    let spec = StackSpec { levels: *levels, rank: *rank };
+                    let made = decompose(self.job.isa, w, *shape, Some(gram), &spec)?;
+                    let errors = made.iter().map(|level| level.error as f32).collect();
+                    let parts = made.into_iter().flat_map(|level| [level.signs, level.u, level.v]).collect();
+                    finished.push(Finished { info: info.clone(), parts, errors });
+                }
+            }
+        }
+        if !targets.is_empty() {
+            let fits = self.job.method.fit(self.job.isa, gram, &targets)?;
+            for (info, fit) in of_planes.into_iter().zip(fits) {
+                let parts = tile::pack_fitted(info, &fit.fitted)?;
+                let error = (fit.error / fit.whole.max(f64::MIN_POSITIVE)) as f32;
+                finished.push(Finished { info: info.clone().into(), parts, errors: vec![error] });
+            }
+        }
+        // As they were asked for.
+        let place = |m: &Finished| infos.iter().position(|info| *info == m.info);
+        finished.sort_by_key(place);
+        Ok(finished)
     }
 }
 
@@ -498,26 +531,31 @@ fn name(layer: usize, part: &str) -> String {
     format!("blk.{layer}.{part}")
 }
 
-fn size(i: &PackedInfo) -> u64 {
-    (i.shape.rows * i.shape.cols) as u64
+fn size(shape: PlaneShape) -> u64 {
+    (shape.rows * shape.cols) as u64
 }
 
-/// Matrices that are to be fitted.
-fn fitted<'p>(plan: &'p Plan<'_>) -> impl Iterator<Item = &'p Job<'p>> {
-    plan.steps.iter().filter_map(|s| match s {
-        Step::Pack(j) if !j.exact => Some(j),
+/// The head, if it is to be fitted.
+fn fitted_head<'p>(plan: &'p Plan<'_>) -> Option<&'p Job<'p>> {
+    plan.steps.iter().find_map(|s| match s {
+        Step::Pack(j) if !j.exact && !j.info.name.starts_with("blk.") => Some(j),
         _ => None,
     })
 }
 
-fn find<'p>(plan: &'p Plan<'_>, name: &str) -> Option<&'p Job<'p>> {
-    fitted(plan).find(|j| j.info.name == name)
+/// The matrix of that name, if it is to be fitted.
+fn find(plan: &Plan<'_>, name: &str) -> Option<MatrixInfo> {
+    plan.steps.iter().find_map(|s| match s {
+        Step::Pack(j) if !j.exact && j.info.name == name => Some(j.info.clone().into()),
+        Step::Levels(j) if j.info.name == name => Some(j.info.clone().into()),
+        _ => None,
+    })
 }
 
 /// The numbers that a packed matrix stands for.
-fn dequantized(i: &PackedInfo, parts: &[Vec<u8>]) -> Result<Vec<f32>> {
-    let packed = i.view(parts.iter().map(Vec::as_slice))?;
-    let mut out = zeros(i.shape.rows * i.shape.cols, "weights")?;
-    out.chunks_exact_mut(i.shape.cols).enumerate().try_for_each(|(r, row)| packed.dequantize_row(r, row))?;
+fn dequantized(i: &MatrixInfo, parts: &[Vec<u8>]) -> Result<Vec<f32>> {
+    let (packed, PlaneShape { rows, cols }) = (i.view(parts.iter().map(Vec::as_slice))?, i.shape());
+    let mut out = zeros(rows * cols, "weights")?;
+    out.chunks_exact_mut(cols).enumerate().try_for_each(|(r, row)| packed.dequantize_row(r, row))?;
     Ok(out)
 }

@@ -1,6 +1,7 @@
-//! Amounts, as people type them.
+//! Numbers that `lutite quantize` takes: sizes, bits, levels.
 
 use super::Bits;
+use lutite_kernels::pack::{MAX_LEVELS, RANKS};
 use std::str::FromStr;
 
 /// A number of bytes.
@@ -50,6 +51,30 @@ impl FromStr for Levels {
             return Err("two or more of 2, 3, 4, 5, 6, 8 and exact, ascending, such as 2,3,4,exact".into());
         }
         Ok(Levels(levels))
+    }
+}
+
+/// Levels of signs, and the rank of their magnitudes if it is not the shape's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SignLevels {
+    /// 2 or more.
+    pub levels: usize,
+    /// One that kernels know.
+    pub rank: Option<usize>,
+}
+
+impl FromStr for SignLevels {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (levels, rank) = text.split_once(':').map_or((text, None), |(levels, rank)| (levels, Some(rank)));
+        let levels = levels.parse().ok().filter(|n| (2..=MAX_LEVELS).contains(n));
+        let rank = rank.map(|rank| rank.parse().ok().filter(|n| RANKS.contains(n)));
+        match (levels, rank) {
+            (Some(levels), None) => Ok(SignLevels { levels, rank: None }),
+            (Some(levels), Some(Some(rank))) => Ok(SignLevels { levels, rank: Some(rank) }),
+            _ => Err(format!("2 to {MAX_LEVELS}, and perhaps :1, :2, :4, :8 or :16, such as 6 or 6:2")),
+        }
     }
 }
 
