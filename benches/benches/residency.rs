@@ -46,12 +46,11 @@ fn main() {
     let file = ModelFile::from(&Bytes::new(Map::open(&path).expect("a file")));
     let data = Arc::new(DataFile::open(Path::new(&path)).expect("a file"));
     let workers = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let base = memory::resident().map_or(0, |r| r.now_bytes);
     let session = |bytes| {
         let budget = Budget { bytes, file: data.clone(), at_once: false };
         open(&file, &OpenOptions { budget: Some(budget), ..options(workers) }).expect("a stacked model")
     };
-    budgets(&path, &session, base, workers, (changes, tokens, seed));
+    budgets(&path, &session, workers, (changes, tokens, seed));
     // Last, since they look at pages of the map, which then count as this program's memory.
     rise(Path::new(&path), &file, &session(u64::MAX >> 1));
     speed(&file, &mut session(u64::MAX >> 1), workers);
@@ -61,7 +60,6 @@ fn main() {
 fn budgets(
     path: &str,
     session: &dyn Fn(u64) -> Model,
-    base: u64,
     workers: usize,
     (changes, tokens, seed): (u64, usize, u64),
 ) {
@@ -69,6 +67,8 @@ fn budgets(
     let mut calm = times(&mut quiet, tokens, |_, _| {});
     let expected = last(&mut quiet);
     drop(quiet);
+    // What the program takes without a model, its code and the file's head included.
+    let base = memory::resident().map_or(0, |r| r.now_bytes);
 
     let mut model = session(u64::MAX >> 1);
     let stack = model.residency().expect("a stacked file");
@@ -82,8 +82,9 @@ fn budgets(
     let (mut state, mut in_force, mut done) = (seed, None, 0);
     let (mut over, mut settled_over, mut low, mut high) = (i64::MIN, i64::MIN, u64::MAX, 0);
     let mut stormy = times(&mut model, tokens, |i, model| {
+        let settled = stack.wait(Duration::ZERO);
         let now = memory::resident().map_or(0, |r| r.now_bytes);
-        if stack.wait(Duration::ZERO) {
+        if settled {
             // What was allowed before a fall may be taken until it is done.
             settled_over =
                 settled_over.max(in_force.map_or(i64::MIN, |bytes: u64| now as i64 - (base + bytes) as i64));

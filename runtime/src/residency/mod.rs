@@ -113,6 +113,8 @@ struct State {
     /// What was replaced, to be dropped; and whether some of it is being dropped.
     retired: Vec<Loaded>,
     dropping: bool,
+    /// Whether a version is being read.
+    reading: bool,
     /// Bytes that versions may take.
     limit: Option<u64>,
     /// Versions that could not be had, by matrix: the next lower one does instead, until something else is asked for.
@@ -280,7 +282,8 @@ impl Handle {
         let end = Instant::now() + time;
         let mut state = self.0.lock();
         loop {
-            let settled = state.pending.is_empty() && state.retired.is_empty() && !state.dropping;
+            let settled =
+                state.pending.is_empty() && state.retired.is_empty() && !state.dropping && !state.reading;
             let done = settled && self.0.next(&state).is_none();
             let left = end.saturating_duration_since(Instant::now());
             if done || left.is_zero() {

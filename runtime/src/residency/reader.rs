@@ -52,9 +52,11 @@ pub(super) fn run(shared: &Shared, host: &impl Host) {
             put_in_place(shared, host, state);
             continue;
         }
+        state.reading = true;
         drop(state);
         let loaded = shared.home.load(piece, host.current(name).as_ref());
         let mut state = shared.lock();
+        state.reading = false;
         match loaded {
             Ok(loaded) => {
                 state.pending.push(Change { matrix, version, loaded });
