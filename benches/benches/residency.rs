@@ -47,7 +47,7 @@ fn main() {
     let data = Arc::new(DataFile::open(Path::new(&path)).expect("a file"));
     let workers = std::thread::available_parallelism().map_or(1, |n| n.get());
     let session = |bytes| {
-        let budget = Budget { bytes, file: data.clone(), at_once: false };
+        let budget = Budget { bytes, bound: "the benchmark".into(), file: data.clone(), at_once: false };
         open(&file, &OpenOptions { budget: Some(budget), ..options(workers) }).expect("a stacked model")
     };
     budgets(&path, &session, workers, (changes, tokens, seed));

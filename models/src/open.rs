@@ -77,6 +77,8 @@ impl OpenOptions {
 pub struct Budget {
     /// Weights, keys and values, activations: bytes of memory.
     pub bytes: u64,
+    /// Who says so, for messages.
+    pub bound: String,
     /// The packed file, to read weights from.
     pub file: Arc<DataFile>,
     /// Whether to begin with the least weights, and to become better while working; else what fits is read first.
@@ -172,7 +174,7 @@ pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
                             ),
                             needed_mib: rest.saturating_add(needed).div_ceil(1 << 20),
                             available_mib: b.bytes >> 20,
-                            bound: "the budget".into(),
+                            bound: b.bound.clone(),
                         })?;
                     (begin.layers, begin.blocks, begin.wanted) = (Some(layers), 0, 0);
                 }

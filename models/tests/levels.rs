@@ -85,7 +85,7 @@ fn levels_come_and_go_and_leave_no_trace() {
         bits(&logits(&mut m, Phase::Answer, 1))
     };
     let data = Arc::new(DataFile::open(&path).unwrap());
-    let budget = Budget { bytes: 1 << 30, file: data, at_once: true };
+    let budget = Budget { bytes: 1 << 30, bound: "a test".into(), file: data, at_once: true };
     let o = OpenOptions { budget: Some(budget), ..options(Isa::detect()) };
     let mut m = open::open(&Bytes::new(file.clone()), &o).unwrap();
     let handle = m.residency().unwrap();

@@ -58,7 +58,9 @@ pub(crate) fn budget(mem: Mem, source: &Source, at_once: bool) -> anyhow::Result
     let bytes = all
         .checked_sub(taken)
         .with_context(|| format!("--mem: the program alone takes {}; allow more", ui::megabytes(taken)))?;
-    Ok(Budget { bytes, file: Arc::new(DataFile::open(path)?), at_once })
+    let (all, taken) = (ui::megabytes(all), ui::megabytes(taken));
+    let bound = format!("--mem {all}, of which the program itself takes {taken}");
+    Ok(Budget { bytes, bound, file: Arc::new(DataFile::open(path)?), at_once })
 }
 
 /// What changes the model's budget as memory comes and goes, if that was asked for and it has blocks.

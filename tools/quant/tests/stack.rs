@@ -69,7 +69,7 @@ fn stack(folder: &Path) -> PathBuf {
 fn session(path: &Path, bytes: Option<u64>, workers: usize) -> Model {
     let file = ModelFile::from(&Bytes::new(Map::open(path).unwrap()));
     let data = || Arc::new(DataFile::open(path).unwrap());
-    let budget = bytes.map(|bytes| Budget { bytes, file: data(), at_once: false });
+    let budget = bytes.map(|bytes| Budget { bytes, bound: "a test".into(), file: data(), at_once: false });
     let isa = Isa::from_env().unwrap();
     open(&file, &OpenOptions { workers, context: Some(64), batch: 8, budget, ..OpenOptions::new(isa) })
         .unwrap()
@@ -171,7 +171,8 @@ fn layers_that_do_not_fit_are_read_for_every_step() {
     let isa = Isa::from_env().unwrap();
     let open_damaged = || {
         let data = Arc::new(DataFile::open(&file).unwrap());
-        let budget = Some(Budget { bytes: rest + least - 20_000, file: data, at_once: false });
+        let budget =
+            Some(Budget { bytes: rest + least - 20_000, bound: "a test".into(), file: data, at_once: false });
         let options =
             OpenOptions { workers: 1, context: Some(64), batch: 8, budget, ..OpenOptions::new(isa) };
         open(ModelFile::from(&Bytes::new(Map::open(&file).unwrap())), &options)

@@ -43,7 +43,8 @@ pub(crate) fn plan(args: &PlanArgs) -> anyhow::Result<()> {
         Some(Mem::Auto) | None => u64::MAX >> 1,
         Some(mem) => mem::bytes(mem, taken)?.saturating_sub(taken),
     };
-    options.budget = Some(Budget { bytes: budget, file: Arc::new(DataFile::open(data)?), at_once: true });
+    let (bound, file) = ("--mem".into(), Arc::new(DataFile::open(data)?));
+    options.budget = Some(Budget { bytes: budget, bound, file, at_once: true });
     let mut model = load::model(&source, &options)?;
     drop(tokenizer);
     let fixed = taken + model.rest_bytes();
