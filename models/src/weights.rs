@@ -62,8 +62,8 @@ impl<'a> Weights<'a> {
     pub(crate) fn residency(self, begin: &Begin, host: impl Host + 'static) -> Result<Option<Residency>> {
         let Some((home, sums)) = self.home else { return Ok(None) };
         let Begin { blocks, wanted, limit, .. } = *begin;
-        let (gguf, directory) = (self.gguf, &self.packed);
-        let start = Start { gguf, directory, sums: &sums, home, blocks, wanted, limit };
+        let (gguf, stack) = (self.gguf, self.packed.stack());
+        let start = Start { gguf, stack, sums: &sums, home, blocks, wanted, limit };
         Ok(Some(Residency::start(start, host)?))
     }
 

@@ -25,7 +25,7 @@ pub use home::{Account, Home, Piece};
 pub use watch::{Reading, Watch};
 
 use crate::error::{Error, Result};
-use crate::store::{Directory, Gguf, Loaded, Stack};
+use crate::store::{Gguf, Loaded, Stack};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -110,11 +110,10 @@ struct State {
     now: Vec<usize>,
     read: Vec<usize>,
     pending: Vec<Change>,
-    /// What was replaced, to be dropped; and whether some of it is being dropped.
+    /// What was replaced, to be dropped.
     retired: Vec<Loaded>,
-    dropping: bool,
-    /// Whether a version is being read.
-    reading: bool,
+    /// Whether the reader has something in hand: a version that is being read, or some that are being dropped.
+    busy: bool,
     /// Bytes that versions may take.
     limit: Option<u64>,
     /// Versions that could not be had, by matrix: the next lower one does instead, until something else is asked for.
@@ -154,8 +153,8 @@ impl State {
 pub struct Start<'a> {
     /// The file, parsed.
     pub gguf: &'a Gguf<'a>,
-    /// Its matrices.
-    pub directory: &'a Directory,
+    /// Its stack.
+    pub stack: &'a Stack,
     /// Checksums of its tensors, in listing order.
     pub sums: &'a [u64],
     /// Where versions come from.
@@ -174,9 +173,8 @@ impl Residency {
     /// # Errors
     /// A file whose stack is damaged, a thread that cannot be started.
     pub fn start(start: Start<'_>, host: impl Host + 'static) -> Result<Residency> {
-        let Start { gguf, directory, sums, home, blocks, wanted, limit } = start;
-        let stack = directory.stack().clone();
-        let matrices = matrices(&stack, gguf, sums)?;
+        let Start { gguf, stack, sums, home, blocks, wanted, limit } = start;
+        let matrices = matrices(stack, gguf, sums)?;
         let now: Vec<usize> = matrices.iter().map(|m| m.version_at(blocks)).collect();
         let state = State { wanted, read: now.clone(), now, limit, ..State::default() };
         let shared = Shared {
@@ -185,7 +183,7 @@ impl Residency {
             state: Mutex::new(state),
             changed: Condvar::new(),
             waiting: AtomicBool::new(false),
-            stack,
+            stack: stack.clone(),
         };
         shared.look_for_blocks(&mut shared.lock());
         let shared = Arc::new(shared);
@@ -230,7 +228,7 @@ impl Handle {
         &self.0.stack
     }
 
-    /// Wants the first `blocks` blocks, as far as the file has them and the limit allows; returns at once.
+    /// Wants the first `blocks` blocks, as far as the file has them, whatever the limit is; returns at once.
     pub fn set_blocks(&self, blocks: usize) {
         self.0.lock().ask(blocks.min(self.0.stack.blocks().len()));
         self.0.changed.notify_all();
@@ -257,15 +255,15 @@ impl Handle {
         // The first block that is not in use.
         let missing = matrices.iter().zip(&state.now).filter_map(|(m, now)| m.blocks.get(*now)).min();
         let blocks = missing.copied().unwrap_or(stack.blocks().len());
-        let bytes = |versions: &mut dyn Iterator<Item = usize>| -> u64 {
-            matrices.iter().zip(versions).map(|(m, v)| m.versions[v].info.bytes().unwrap_or(0) as u64).sum()
-        };
-        let more = bytes(&mut state.now.iter().copied()) - bytes(&mut matrices.iter().map(|_| 0));
+        let bytes = |m: &Matrix, version: usize| m.versions[version].info.bytes().unwrap_or(0) as u64;
+        // A version may be smaller than the least: nothing but sense forbids it.
+        let swap = |sum: u64, (m, now): (&Matrix, &usize)| sum + bytes(m, *now) - bytes(m, 0);
+        let bytes = matrices.iter().zip(&state.now).fold(stack.resident_bytes(0), swap);
         Resident {
             blocks,
             target: state.target(),
             all: stack.blocks().len(),
-            bytes: stack.resident_bytes(0) + more,
+            bytes,
             kl: stack.kl(blocks),
             failure: state.failure.clone(),
         }
@@ -282,8 +280,7 @@ impl Handle {
         let end = Instant::now() + time;
         let mut state = self.0.lock();
         loop {
-            let settled =
-                state.pending.is_empty() && state.retired.is_empty() && !state.dropping && !state.reading;
+            let settled = state.pending.is_empty() && state.retired.is_empty() && !state.busy;
             let done = settled && self.0.next(&state).is_none();
             let left = end.saturating_duration_since(Instant::now());
             if done || left.is_zero() {

@@ -27,10 +27,10 @@ pub(super) fn run(shared: &Shared, host: &impl Host) {
         turn_back(shared, &mut state);
         if !state.retired.is_empty() {
             let retired = std::mem::take(&mut state.retired);
-            state.dropping = true;
+            state.busy = true;
             drop(state);
             drop(retired);
-            shared.lock().dropping = false;
+            shared.lock().busy = false;
             shared.changed.notify_all();
             continue;
         }
@@ -52,11 +52,11 @@ pub(super) fn run(shared: &Shared, host: &impl Host) {
             put_in_place(shared, host, state);
             continue;
         }
-        state.reading = true;
+        state.busy = true;
         drop(state);
         let loaded = shared.home.load(piece, host.current(name).as_ref());
         let mut state = shared.lock();
-        state.reading = false;
+        state.busy = false;
         match loaded {
             Ok(loaded) => {
                 state.pending.push(Change { matrix, version, loaded });

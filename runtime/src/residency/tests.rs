@@ -78,6 +78,15 @@ fn file(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
+/// The same with a bit of a tensor flipped.
+fn damaged_file(path: &Path, tensor: &str) -> Vec<u8> {
+    let mut bytes = file(path);
+    let at = Gguf::parse(&bytes).unwrap().tensor(tensor).unwrap().offset as usize;
+    bytes[at + 5] ^= 16;
+    std::fs::write(path, &bytes).unwrap();
+    bytes
+}
+
 /// Who has matrices, and looks at all of them for every token.
 #[derive(Clone)]
 struct Net(Arc<RwLock<HashMap<String, Loaded>>>);
@@ -118,7 +127,7 @@ fn open(bytes: &[u8], home: Home, blocks: usize, limit: Option<u64>) -> Case {
     };
     let net = Net(Arc::new(RwLock::new(MATRICES.iter().map(load).collect())));
     let start =
-        Start { gguf: &gguf, directory: &directory, sums: &sums, home, blocks, wanted: blocks, limit };
+        Start { gguf: &gguf, stack: directory.stack(), sums: &sums, home, blocks, wanted: blocks, limit };
     let residency = Residency::start(start, net.clone()).unwrap();
     Case { net, residency, file: bytes.to_vec() }
 }
@@ -259,8 +268,9 @@ fn random_budgets_under_tokens_are_never_exceeded_on_the_way_up() {
             assert_eq!(case.check_settled(), blocks);
             assert!(account.now() <= limit, "{} {limit}", account.now());
         } else {
-            let waiting = 4 << 20;
-            assert!(account.now() <= limit.max(before) + waiting);
+            // On the way down lesser versions of all matrices may wait beside what they replace.
+            let most = limit.max(before) + least;
+            assert!(account.now() <= most, "{} {most}", account.now());
         }
     }
     assert!(handle.set_limit(least - 1).is_err());
@@ -272,12 +282,7 @@ fn random_budgets_under_tokens_are_never_exceeded_on_the_way_up() {
 fn a_damaged_block_is_named_and_the_version_below_it_does_instead() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
-    let bytes = file(&path);
-    let gguf = Gguf::parse(&bytes).unwrap();
-    let at = gguf.tensor("blk.0.ffn_up.v2.p1").unwrap().offset as usize;
-    let mut damaged = bytes.clone();
-    damaged[at + 5] ^= 16;
-    std::fs::write(&path, &damaged).unwrap();
+    let damaged = damaged_file(&path, "blk.0.ffn_up.v2.p1");
     for map in [false, true] {
         let home = if map { Home::Map(Bytes::new(damaged.clone())) } else { memory(&path).0 };
         let case = open(&damaged, home, 0, None);
@@ -341,12 +346,7 @@ fn of_levels_only_those_that_are_missing_are_read() {
 fn a_damaged_level_leaves_those_below_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
-    let bytes = file(&path);
-    let gguf = Gguf::parse(&bytes).unwrap();
-    let at = gguf.tensor("blk.1.ffn_up.b2.u").unwrap().offset as usize;
-    let mut damaged = bytes.clone();
-    damaged[at + 5] ^= 16;
-    std::fs::write(&path, &damaged).unwrap();
+    let damaged = damaged_file(&path, "blk.1.ffn_up.b2.u");
     for map in [false, true] {
         let home = if map { Home::Map(Bytes::new(damaged.clone())) } else { memory(&path).0 };
         let case = open(&damaged, home, 0, None);

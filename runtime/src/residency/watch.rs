@@ -4,7 +4,7 @@
 //! once; up only when the room for the next block has been there for a while, with a tenth to spare. Blocks whose loading makes
 //! the room go away would else come and go for ever.
 
-use super::Handle;
+use super::{Handle, within};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -19,7 +19,8 @@ const CALM: Duration = Duration::from_secs(2);
 const RESERVE_BYTES: u64 = 32 << 20;
 const RESERVE_SHARE: u64 = 20;
 
-/// Under pressure so much of the weights goes at once.
+/// Under pressure so much of the weights goes at once, and again after [`CALM`]: what tells of pressure looks back further than
+/// the time that giving memory back takes to help.
 const PRESSURE_SHARE: u64 = 10;
 
 /// What there is.
@@ -36,6 +37,8 @@ pub struct Reading {
 struct Governor {
     /// Since when there has been room.
     since: Option<Instant>,
+    /// When pressure last took its share.
+    gave: Option<Instant>,
 }
 
 impl Governor {
@@ -46,8 +49,12 @@ impl Governor {
         let missing = reserve.saturating_sub(reading.free);
         if missing > 0 || reading.pressure {
             self.since = None;
-            let share = if reading.pressure { used / PRESSURE_SHARE } else { 0 };
-            return Some(used.saturating_sub(missing.max(share)));
+            let gives = reading.pressure && self.gave.is_none_or(|gave| now.duration_since(gave) >= CALM);
+            if gives {
+                self.gave = Some(now);
+            }
+            let less = missing.max(if gives { used / PRESSURE_SHARE } else { 0 });
+            return (less > 0).then(|| used.saturating_sub(less));
         }
         let room = reading.free - reserve;
         if next.is_none_or(|next| room < next + next / 10) {
@@ -90,9 +97,12 @@ impl Watch {
                 let target = resident.target;
                 let used = resident.bytes.max(stack.resident_bytes(target));
                 let next = stack.blocks().get(target).map(|b| b.bytes);
-                if let Some(limit) = governor.look(Instant::now(), reading, used, next) {
-                    // Below the least there is nothing to give back.
-                    let _ = handle.set_limit(limit.max(stack.resident_bytes(0)));
+                let limit = governor.look(Instant::now(), reading, used, next);
+                // Below the least there is nothing to give back. What changes nothing is not asked for: it would have versions
+                // tried again that could not be had.
+                let limit = limit.map(|limit| limit.max(stack.resident_bytes(0)));
+                if let Some(limit) = limit.filter(|limit| within(stack, *limit).is_ok_and(|n| n != target)) {
+                    let _ = handle.set_limit(limit);
                 }
             }
         };
@@ -147,13 +157,19 @@ mod tests {
     }
 
     #[test]
-    fn pressure_takes_a_share_however_much_is_free() {
-        let mut governor = Governor::default();
+    fn pressure_takes_a_share_now_and_then_however_much_is_free() {
+        let (mut governor, start) = (Governor::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
         let pressed = Reading { free: 5000 * MB, pressure: true };
-        assert_eq!(governor.look(Instant::now(), pressed, 400 * MB, Some(MB)), Some(360 * MB));
+        assert_eq!(governor.look(at(0), pressed, 400 * MB, Some(MB)), Some(360 * MB));
+        // It is told for longer than it lasts.
+        assert_eq!(governor.look(at(250), pressed, 360 * MB, Some(MB)), None);
+        assert_eq!(governor.look(at(1900), pressed, 360 * MB, Some(MB)), None);
+        assert_eq!(governor.look(at(2000), pressed, 360 * MB, Some(MB)), Some(324 * MB));
+        // What is missing goes at any time, and where it is more than the share, it is that.
         let both = Reading { free: 0, pressure: true };
-        assert_eq!(governor.look(Instant::now(), both, 1000 * MB, Some(MB)), Some(900 * MB));
-        // Of much more than that is missing, it is that.
-        assert_eq!(governor.look(Instant::now(), both, 100 * MB, Some(MB)), Some(68 * MB));
+        assert_eq!(governor.look(at(2250), both, 324 * MB, Some(MB)), Some(292 * MB));
+        assert_eq!(governor.look(at(5000), both, 1000 * MB, Some(MB)), Some(900 * MB));
+        assert_eq!(governor.look(at(8000), both, 100 * MB, Some(MB)), Some(68 * MB));
     }
 }
