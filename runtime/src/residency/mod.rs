@@ -301,14 +301,18 @@ pub fn within(stack: &Stack, bytes: u64) -> Result<usize> {
     if bytes < least {
         return Err(Error::Budget { bytes, least });
     }
-    let mut resident = least;
-    for (i, block) in stack.blocks().iter().enumerate() {
-        if resident.saturating_add(block.bytes) > bytes {
-            return Ok(i);
-        }
-        resident = stack.resident_bytes(i + 1);
-    }
-    Ok(stack.blocks().len())
+    let beyond = (1..=stack.blocks().len()).find(|n| needed_for(stack, *n) > bytes);
+    Ok(beyond.map_or(stack.blocks().len(), |n| n - 1))
+}
+
+/// The memory that it takes to come to the first `blocks` blocks: [`within`] so many bytes are they.
+pub fn needed(stack: &Stack, blocks: usize) -> u64 {
+    (1..=blocks).map(|n| needed_for(stack, n)).fold(stack.resident_bytes(0), u64::max)
+}
+
+/// What the last step to `n` blocks takes: room for a block beside what it replaces.
+fn needed_for(stack: &Stack, n: usize) -> u64 {
+    stack.resident_bytes(n - 1).saturating_add(stack.blocks()[n - 1].bytes)
 }
 
 impl Shared {

@@ -86,8 +86,9 @@ pub struct Stack {
     curve: Vec<Point>,
     /// Version 0 of the matrices that blocks speak of.
     first: HashMap<String, MatrixInfo>,
-    /// Bytes of data without any block, and where they end.
-    least: u64,
+    /// Bytes of data with the first so many blocks.
+    resident: Vec<u64>,
+    /// Where the data end without any.
     end: u64,
 }
 
@@ -168,7 +169,13 @@ impl Stack {
             behind = block.range.end;
         }
         let curve = curve(gguf, blocks.len())?;
-        Ok(Stack { blocks, curve, first, least, end })
+        // Of blocks that are not there no size was held against a file.
+        let with = |bytes: &mut u64, b: &Block| {
+            *bytes = bytes.saturating_add(b.bytes).saturating_sub(b.replaces);
+            Some(*bytes)
+        };
+        let resident = [least].into_iter().chain(blocks.iter().scan(least, with)).collect();
+        Ok(Stack { blocks, curve, first, resident, end })
     }
 
     /// All blocks, in their order.
@@ -188,9 +195,7 @@ impl Stack {
 
     /// Bytes of the tensors that a model with the first `blocks` blocks is made of.
     pub fn resident_bytes(&self, blocks: usize) -> u64 {
-        // Of blocks that are not there no size was held against a file.
-        let with = |bytes: u64, b: &Block| bytes.saturating_add(b.bytes).saturating_sub(b.replaces);
-        self.blocks[..blocks].iter().fold(self.least, with)
+        self.resident.get(blocks).copied().unwrap_or(0)
     }
 
     /// Where the first `blocks` blocks end in the file.

@@ -5,6 +5,7 @@ use crate::judge::loss;
 use crate::{cache, folder, interrupt, pull, tuning, ui};
 use anyhow::Context;
 use lutite_kernels::isa::Isa;
+use lutite_models::config::Config;
 use lutite_models::{Model, OpenOptions, Path as KernelPath, Tokenizer, open};
 use lutite_quant::PackOptions;
 use lutite_runtime::kv::KvTypes;
@@ -134,6 +135,15 @@ pub(crate) fn verify(source: &Source, threads: usize) -> anyhow::Result<()> {
 /// Worker threads that were asked for, or one for each big core within the CPU quota.
 pub(crate) fn threads(asked: Option<std::num::NonZeroU32>) -> usize {
     asked.map_or_else(|| Topology::read().default_workers(), |n| n.get() as usize)
+}
+
+/// Positions of the context that was asked for: for 0 the model's own, for nothing the same up to a usual number.
+pub(crate) fn context(asked: Option<u32>, config: &Config) -> usize {
+    match asked {
+        None => config.context.min(open::DEFAULT_CONTEXT),
+        Some(0) => config.context,
+        Some(n) => n as usize,
+    }
 }
 
 /// The options that the flags stand for.

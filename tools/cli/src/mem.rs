@@ -10,9 +10,13 @@ use lutite_runtime::os::{memory, pressure};
 use lutite_runtime::residency::{Reading, Watch};
 use lutite_runtime::store::Directory;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a program takes that has loaded nothing, where the system does not tell.
 const PROGRAM_BYTES: u64 = 32 << 20;
+
+/// How long a change of what is in memory is waited for, where nobody waits for an answer: longer than any disk takes.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What is left free of what could be had, for `auto`.
 const MARGIN: f64 = 0.1;
@@ -46,6 +50,15 @@ pub(crate) fn bytes(mem: Mem, taken: u64) -> anyhow::Result<u64> {
     })
 }
 
+/// What is left of bytes for all of the program beside the `taken` that are not its model's.
+///
+/// # Errors
+/// Nothing.
+pub(crate) fn beside(all: u64, taken: u64) -> anyhow::Result<u64> {
+    all.checked_sub(taken)
+        .with_context(|| format!("--mem: the program alone takes {}; allow more", ui::megabytes(taken)))
+}
+
 /// What a model that is opened now may take beside what the program has taken.
 ///
 /// # Errors
@@ -55,9 +68,7 @@ pub(crate) fn budget(mem: Mem, source: &Source, at_once: bool) -> anyhow::Result
         source.data.as_ref().context("a model of several files, or in memory, cannot be held to a budget")?;
     let taken = taken();
     let all = bytes(mem, taken)?;
-    let bytes = all
-        .checked_sub(taken)
-        .with_context(|| format!("--mem: the program alone takes {}; allow more", ui::megabytes(taken)))?;
+    let bytes = beside(all, taken)?;
     let (all, taken) = (ui::megabytes(all), ui::megabytes(taken));
     let bound = format!("--mem {all}, of which the program itself takes {taken}");
     Ok(Budget { bytes, bound, file: Arc::new(DataFile::open(path)?), at_once })

@@ -50,11 +50,7 @@ impl Talk {
         let gguf = load::gguf(&source)?;
         let config = lutite_models::config::Config::read(&gguf)
             .with_context(|| format!("cannot load {}", source.path.display()))?;
-        let context = match talk.ctx_size {
-            None => config.context.min(lutite_models::open::DEFAULT_CONTEXT),
-            Some(0) => config.context,
-            Some(n) => n as usize,
-        };
+        let context = load::context(talk.ctx_size, &config);
         if context > config.context {
             ui::warn(format_args!("the model was trained for {} positions, not {context}", config.context));
         }
@@ -144,16 +140,17 @@ impl Talk {
 
     /// Changes what the program may take, and says what that makes of the model.
     pub(crate) fn set_memory(&mut self, mem: Mem) -> anyhow::Result<String> {
-        let bytes = mem::bytes(mem, mem::taken())?;
-        let weights = bytes
-            .checked_sub(self.base)
-            .with_context(|| format!("the program alone takes {}; allow more", ui::megabytes(self.base)))?;
+        let bytes = mem::beside(mem::bytes(mem, mem::taken())?, self.base)?;
         let why = match self.model.streamed_bytes() {
             0 => "this file has no blocks; its weights are all or nothing",
             _ => "weights are read for every token; start again to have them in memory",
         };
-        self.model.set_budget(weights)?.context(why)?;
-        self.watch = mem::watch(mem, &self.model);
+        // Else what follows the memory could have its own way in between.
+        let was = self.watch.take().map(|_| Mem::Auto);
+        let changed = self.model.set_budget(bytes);
+        let follow = if matches!(changed, Ok(Some(_))) { Some(mem) } else { was };
+        self.watch = follow.and_then(|mem| mem::watch(mem, &self.model));
+        changed?.context(why)?;
         if let Some(stack) = self.model.residency() {
             stack.wait(SETTLE);
         }

@@ -1,18 +1,17 @@
 //! `lutite plan`: what of a model would be in memory, what it is worth and how fast it runs, for one budget or for several.
 
 use crate::args::{Mem, PlanArgs};
+use crate::mem::PATIENCE;
 use crate::ui::{Answer, Progress, megabytes};
 use crate::{interrupt, load, mem};
-use anyhow::Context;
-use lutite_models::{Budget, Model, Path};
+use lutite_models::config::Config;
+use lutite_models::{Model, Path};
 use lutite_runtime::decode::{Decoder, Logits, Phase};
-use lutite_runtime::os::file::DataFile;
-use lutite_runtime::os::memory;
-use lutite_runtime::store::Stack;
+use lutite_runtime::residency::needed;
+use lutite_runtime::store::{Directory, Stack};
 use serde_json::{Value, json};
 use std::fmt::Write;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Budgets that are shown where none is named.
 const ROWS: usize = 8;
@@ -20,55 +19,49 @@ const ROWS: usize = 8;
 /// Tokens that are written to see how fast it is, after one that is not timed.
 const TOKENS: u32 = 8;
 
-/// Longer than any disk takes.
-const PATIENCE: Duration = Duration::from_secs(600);
-
 pub(crate) fn plan(args: &PlanArgs) -> anyhow::Result<()> {
     let source = load::find_packed(
         args.model.named(),
         &load::Packing { by_piece: true, ..load::Packing::of(&args.engine) },
     )?;
-    let config = lutite_models::config::Config::read(&load::gguf(&source)?)?;
-    let context = match args.ctx_size {
-        None => config.context.min(lutite_models::open::DEFAULT_CONTEXT),
-        Some(0) => config.context,
-        Some(n) => n as usize,
-    };
+    let gguf = load::gguf(&source)?;
+    let context = load::context(args.ctx_size, &Config::read(&gguf)?);
     let mut options = load::options(&args.engine, Some(context), Path::Lut)?;
-    let data = source.data.as_ref().context("a model of several files cannot be held to a budget")?;
     // As a program that answers has it by now.
     let tokenizer = load::tokenizer(&source)?;
     let taken = mem::taken();
-    let budget = match args.engine.mem {
-        Some(Mem::Auto) | None => u64::MAX >> 1,
-        Some(mem) => mem::bytes(mem, taken)?.saturating_sub(taken),
-    };
-    let (bound, file) = ("--mem".into(), Arc::new(DataFile::open(data)?));
-    options.budget = Some(Budget { bytes: budget, bound, file, at_once: true });
+    // Never more than there is; where the system does not tell, all.
+    let asked = args.engine.mem.unwrap_or(Mem::Auto);
+    options.budget = Some(match mem::budget(asked, &source, true) {
+        Err(_) if args.engine.mem.is_none() => mem::budget(Mem::Bytes(u64::MAX >> 1), &source, true)?,
+        budget => budget?,
+    });
     let mut model = load::model(&source, &options)?;
     drop(tokenizer);
     let fixed = taken + model.rest_bytes();
-    let stack = model.residency();
-    let rows = match &stack {
-        None => vec![row(&mut model, fixed, None, !args.no_speed)?],
+    let mut rows = Vec::new();
+    match model.residency() {
+        None => rows.push(whole(&mut model, fixed, !args.no_speed)?),
         Some(handle) => {
-            let blocks = match args.engine.mem {
-                None => spread(handle.stack()),
-                Some(Mem::Auto) => vec![auto(handle.stack(), fixed)?],
-                Some(_) => vec![handle.resident().target],
-            };
+            let directory = Directory::base(&gguf)?;
+            let (stack, fits) = (handle.stack(), handle.resident().target);
+            let blocks = if args.engine.mem.is_none() { spread(stack) } else { vec![fits] };
             let mut bar = Progress::share("trying", blocks.len() as u64);
-            let mut rows = Vec::new();
-            for (i, n) in blocks.into_iter().enumerate() {
+            for n in blocks {
                 interrupt::check(interrupt::flag())?;
-                handle.set_blocks(n);
-                anyhow::ensure!(handle.wait(PATIENCE), "{}", handle.resident().failure.unwrap_or_default());
-                rows.push(row(&mut model, fixed, Some(handle.stack()), !args.no_speed)?);
-                bar.set(i as u64 + 1);
+                let rate = if args.no_speed || n > fits {
+                    None
+                } else {
+                    handle.set_blocks(n);
+                    let failure = || handle.resident().failure.unwrap_or_default();
+                    anyhow::ensure!(handle.wait(PATIENCE), "{}", failure());
+                    Some(rate(&mut model)?)
+                };
+                rows.push(prefix(&directory.clone().at(n), n, fixed, rate));
+                bar.set(rows.len() as u64);
             }
-            rows
         }
-    };
+    }
     let text = match args.json {
         true => serde_json::to_string_pretty(&rows)? + "\n",
         false => table(&rows),
@@ -88,36 +81,35 @@ fn spread(stack: &Stack) -> Vec<usize> {
     blocks
 }
 
-/// What fits into what is free.
-fn auto(stack: &Stack, fixed: u64) -> anyhow::Result<usize> {
-    let all = mem::bytes(Mem::Auto, mem::taken())?;
-    Ok(lutite_runtime::residency::within(stack, all.saturating_sub(fixed))?)
+/// A stacked file with its first `n` blocks, in which `directory` has its matrices.
+fn prefix(directory: &Directory, n: usize, fixed: u64, rate: Option<f64>) -> Value {
+    let (stack, (bytes, weights)) = (directory.stack(), directory.size());
+    json!({
+        "memory": fixed.saturating_add(needed(stack, n)),
+        "blocks": n,
+        "of_blocks": stack.blocks().len(),
+        "weights": stack.resident_bytes(n),
+        "bits_per_weight": 8.0 * bytes as f64 / weights.max(1) as f64,
+        "kl": stack.kl(n),
+        "bytes_per_token": bytes,
+        "bytes_read_per_token": 0,
+        "tokens_per_second": rate,
+    })
 }
 
-/// The model as it is now.
-fn row(model: &mut Model, fixed: u64, stack: Option<&Stack>, speed: bool) -> anyhow::Result<Value> {
-    let resident = model.residency().map(|handle| handle.resident());
-    let per_token = model.bytes_per_token() as u64;
-    let weights = resident.as_ref().map_or(per_token - model.streamed_bytes(), |r| r.bytes);
-    // The last block needs room beside what it replaces.
-    let room = stack.zip(resident.as_ref()).map_or(0, |(stack, r)| {
-        let blocks = stack.blocks()[..r.blocks].iter().enumerate();
-        let most = blocks.map(|(i, b)| stack.resident_bytes(i) + b.bytes).max().unwrap_or(0);
-        most.saturating_sub(weights)
-    });
-    let needed = fixed + weights + room;
-    let enough = memory::available().is_none_or(|m| m.bytes + mem::taken() >= needed);
-    let rate = if speed && enough { Some(rate(model)?) } else { None };
+/// A model without blocks, or whose weights do not fit even at their least.
+fn whole(model: &mut Model, fixed: u64, speed: bool) -> anyhow::Result<Value> {
+    let (per_token, streamed) = (model.bytes_per_token() as u64, model.streamed_bytes());
     Ok(json!({
-        "memory": needed,
-        "blocks": resident.as_ref().map(|r| r.blocks),
-        "of_blocks": resident.as_ref().map(|r| r.all),
-        "weights": weights,
+        "memory": fixed + per_token - streamed,
+        "blocks": null,
+        "of_blocks": null,
+        "weights": per_token - streamed,
         "bits_per_weight": 8.0 * per_token as f64 / model.weights_per_token() as f64,
-        "kl": resident.and_then(|r| r.kl),
+        "kl": null,
         "bytes_per_token": per_token,
-        "bytes_read_per_token": model.streamed_bytes(),
-        "tokens_per_second": rate,
+        "bytes_read_per_token": streamed,
+        "tokens_per_second": if speed { Some(rate(model)?) } else { None },
     }))
 }
 

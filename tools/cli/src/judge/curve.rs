@@ -5,6 +5,7 @@ use super::loss::{LENGTH, session};
 use super::score;
 use super::stats::Mean;
 use crate::load::Source;
+use crate::mem::PATIENCE;
 use crate::ui::Progress;
 use crate::{calib, interrupt};
 use anyhow::Context;
@@ -14,13 +15,9 @@ use lutite_quant::stack::bytes;
 use lutite_quant::{Opened, mix};
 use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::store::{Bytes, ModelFile, Point};
-use std::time::Duration;
 
 /// Texts of [`LENGTH`] tokens that are compared.
 const TEXTS: usize = 8;
-
-/// Longer than any disk takes for a prefix.
-const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The model with exact weights, and what it wrote.
 pub(crate) struct Judge {
