@@ -252,7 +252,7 @@ fn random_budgets_under_tokens_are_never_exceeded_on_the_way_up() {
     let mut state = 5u64;
     for round in 0..300 {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        let before = account.now();
+        let (before, had) = (account.now(), handle.resident().blocks);
         let limit = least + (state >> 40) % (most - least + 40_000);
         let blocks = handle.set_limit(limit).unwrap();
         // Now and then before it is reached.
@@ -269,7 +269,7 @@ fn random_budgets_under_tokens_are_never_exceeded_on_the_way_up() {
             assert!(account.now() <= limit, "{} {limit}", account.now());
         } else {
             // On the way down the lesser versions of all matrices may wait beside what they replace.
-            let most = if limit < before { before + handle.stack().resident_bytes(blocks) } else { limit };
+            let most = if blocks < had { before + handle.stack().resident_bytes(blocks) } else { limit };
             assert!(account.now() <= most, "{} {most}", account.now());
         }
     }
