@@ -2,14 +2,12 @@
 
 pub(crate) mod bench;
 pub(crate) mod chat;
-mod curve;
 pub(crate) mod doctor;
 pub(crate) mod eval;
 mod evaluate;
 pub(crate) mod export;
 pub(crate) mod inspect;
 pub(crate) mod kl;
-mod levels;
 pub(crate) mod list;
 pub(crate) mod perplexity;
 pub(crate) mod plan;
@@ -17,6 +15,5 @@ pub(crate) mod pull;
 pub(crate) mod quantize;
 pub(crate) mod rm;
 pub(crate) mod run;
-mod stack;
 pub(crate) mod trim;
 pub(crate) mod verify;

@@ -1,6 +1,7 @@
 //! `lutite inspect`: what is in a model file, on one screen.
 
-use super::curve;
+mod curve;
+
 use crate::args::InspectArgs;
 use crate::load;
 use crate::ui::{Answer, megabytes};

@@ -1,5 +1,8 @@
 //! `lutite quantize`: a packed file under a name of one's own.
 
+mod levels;
+mod stack;
+
 use crate::args::{Method, Params, QuantizeArgs};
 use crate::cache::{self, Packing};
 use crate::judge::loss;
@@ -34,10 +37,10 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
         ..PackOptions::exact()
     };
     if let Some(levels) = args.bitstack {
-        return super::levels::quantize(args, &source, levels);
+        return levels::quantize(args, &source, levels);
     }
     if let Some(levels) = &args.stack {
-        return super::stack::quantize(args, &source, &options, levels);
+        return stack::quantize(args, &source, &options, levels);
     }
     let imatrix = match &args.imatrix {
         None => None,
@@ -208,7 +211,7 @@ fn check_memory(config: &Config) -> anyhow::Result<()> {
 }
 
 /// The folder for what is finished.
-pub(super) fn work(args: &QuantizeArgs) -> PathBuf {
+fn work(args: &QuantizeArgs) -> PathBuf {
     args.work.clone().unwrap_or_else(|| {
         let mut name = args.out_file.clone().into_os_string();
         name.push(".work");
@@ -217,14 +220,14 @@ pub(super) fn work(args: &QuantizeArgs) -> PathBuf {
 }
 
 /// The text to calibrate with.
-pub(super) fn text(args: &QuantizeArgs, source: &Source) -> anyhow::Result<Vec<Vec<u32>>> {
+fn text(args: &QuantizeArgs, source: &Source) -> anyhow::Result<Vec<Vec<u32>>> {
     check_memory(&Config::read(&load::gguf(source)?)?)?;
     let tokens = args.calib_tokens.get() as usize;
     calib::sequences(source, args.calib.as_deref(), tokens, load::threads(args.threads))
 }
 
 /// Fits with the inputs that matrices get from a text.
-pub(super) fn fit(
+fn fit(
     source: &Source,
     plan: &Plan<'_>,
     hash: u64,

@@ -4,8 +4,8 @@
 //! has one level, or the first number of them with which it is of any use. The blocks behind it are levels of the matrices of a layer,
 //! in the order of what layers cost with each number of levels. The curve is measured.
 
-use super::quantize::{text, work};
 use super::stack::{Written, level, tell, write};
+use super::{text, work};
 use crate::args::{QuantizeArgs, SignLevels};
 use crate::judge::curve::Judge;
 use crate::load::{self, Source};

@@ -1,6 +1,6 @@
 //! `lutite quantize --stack`: one file for all sizes.
 
-use super::quantize::{fit, text, work};
+use super::{fit, text, work};
 use crate::args::{self, QuantizeArgs};
 use crate::cache::{self, Packing};
 use crate::judge::curve::Judge;
