@@ -46,9 +46,9 @@ impl FromStr for Levels {
             Bits::Planes(planes) => u32::from(*planes),
         };
         let ascending = levels.is_sorted_by(|a, b| rank(a) < rank(b));
-        let known = levels.iter().all(|bits| matches!(rank(bits), 2..=6 | 8 | u32::MAX));
+        let known = levels.iter().all(|bits| matches!(rank(bits), 1..=6 | 8 | u32::MAX));
         if levels.len() < 2 || !ascending || !known {
-            return Err("two or more of 2, 3, 4, 5, 6, 8 and exact, ascending, such as 2,3,4,exact".into());
+            return Err("two or more of 1, 2, 3, 4, 5, 6, 8 and exact, ascending, such as 2,3,4,exact".into());
         }
         Ok(Levels(levels))
     }
