@@ -33,6 +33,11 @@ use lutite_runtime::store::{Bytes, Gguf, ModelFile};
 pub const GROUPS: [&[&str]; 4] =
     [&["attn_q", "attn_k", "attn_v"], &["attn_output"], &["ffn_gate", "ffn_up"], &["ffn_down"]];
 
+/// The matrices of a layer, in the same order.
+pub fn matrices() -> impl Iterator<Item = &'static str> {
+    GROUPS.into_iter().flatten().copied()
+}
+
 /// What comes behind the last group.
 pub const END: usize = GROUPS.len();
 

@@ -1,6 +1,6 @@
 //! One layer's weights, what flows through it, and its stages.
 
-use super::blocks::GROUPS;
+use super::blocks::matrices;
 use crate::attention::Attention;
 use crate::config::Config;
 use crate::error::Result;
@@ -133,10 +133,6 @@ impl Layer {
         [vec![&self.q, &self.k, &self.v], vec![&self.o], vec![&self.gate, &self.up], vec![&self.down]]
     }
 
-    /// What files call its matrices behind `blk.N.`, in the order of the forward pass.
-    pub(super) const PARTS: [&str; 7] =
-        ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
-
     /// Other norms, of the same lengths.
     pub(super) fn set_norms(&mut self, attn: &[f32], ffn: &[f32]) {
         self.attn_norm.copy_from_slice(attn);
@@ -206,7 +202,7 @@ impl Layer {
 
 /// Where a matrix is in [`Layer::linears`].
 fn place(part: &str) -> Option<usize> {
-    GROUPS.iter().copied().flatten().position(|name| *name == part)
+    matrices().position(|name| name == part)
 }
 
 /// A stage: norms the tokens of the residual stream from token `first` on, and brings them into the forms that matrices

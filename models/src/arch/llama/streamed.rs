@@ -8,6 +8,7 @@
 //! So three layers' matrices are in memory at a time, whatever the number of layers, and a step takes as long as reading them
 //! all. Norms and biases stay in memory.
 
+use super::blocks::matrices;
 use super::layer::Layer;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -21,7 +22,7 @@ use std::thread::{self, JoinHandle};
 /// Layers in memory at a time: in use, waiting, and being read.
 pub(crate) const AT_ONCE: u64 = 3;
 
-/// A layer that was read: which, and its matrices in the order of [`Layer::PARTS`].
+/// A layer that was read: which, and its matrices in the order of [`matrices`].
 type Arrived = (usize, lutite_runtime::Result<Vec<Loaded>>);
 
 /// What stays in memory of a streamed layer.
@@ -29,7 +30,7 @@ type Arrived = (usize, lutite_runtime::Result<Vec<Loaded>>);
 struct Rest {
     attn_norm: Vec<f32>,
     ffn_norm: Vec<f32>,
-    /// In the order of [`Layer::PARTS`].
+    /// In the order of [`matrices`].
     biases: Vec<Option<Vec<f32>>>,
 }
 
@@ -53,11 +54,10 @@ impl Streamed {
         let vector = |name: &str, n| w.vector(name, n);
         let mut pieces = Vec::new();
         let mut rest = Vec::new();
-        let mut infos = vec![Vec::new(); Layer::PARTS.len()];
+        let mut infos = vec![Vec::new(); matrices().count()];
         for layer in first..c.layers {
             let name = |part: &str| format!("blk.{layer}.{part}");
-            let own: Vec<Piece> =
-                Layer::PARTS.iter().map(|part| w.piece(&name(part))).collect::<Result<_>>()?;
+            let own: Vec<Piece> = matrices().map(|part| w.piece(&name(part))).collect::<Result<_>>()?;
             own.iter().zip(&mut infos).for_each(|(piece, infos)| infos.push(piece.info.clone()));
             rest.push(Rest {
                 attn_norm: w.vector(&name("attn_norm.weight"), c.dim)?,
@@ -70,7 +70,7 @@ impl Streamed {
             pieces.push(own);
         }
         let mut slot = Layer::find(c, first, &load, &vector)?;
-        for (part, infos) in Layer::PARTS.iter().zip(infos) {
+        for (part, infos) in matrices().zip(infos) {
             if let Some(linear) = slot.linear_mut(part) {
                 linear.set_versions(infos);
             }
@@ -129,7 +129,7 @@ impl Streamed {
             }
         };
         let rest = &self.rest[i - self.first];
-        for ((part, loaded), bias) in Layer::PARTS.iter().zip(loaded).zip(&rest.biases) {
+        for ((part, loaded), bias) in matrices().zip(loaded).zip(&rest.biases) {
             if let Some(linear) = self.slot.linear_mut(part) {
                 linear.exchange(loaded)?;
                 linear.set_bias(bias.clone());
