@@ -215,9 +215,12 @@ fn levels_of_signs_make_a_stack_as_well() {
     // Again, the same bytes.
     home.fine(&line.replace("levels.gguf", "again.gguf"));
     assert!(fs::read(home.path("levels.gguf")).unwrap() == fs::read(home.path("again.gguf")).unwrap());
-    for wrong in ["1", "33", "4:3", "4:", "x"] {
-        let (code, _, said) = home.run(&format!("quantize MODEL --bitstack {wrong} -o @no.gguf"), "");
-        assert!(code == Some(2) && said.contains("such as 6 or 6:2"), "{said}");
+    // Of use or not.
+    home.fine("quantize MODEL --bitstack 1-2:1 --calib @text --calib-tokens 128 -o @one.gguf");
+    assert_eq!(home.json("inspect @one.gguf --json")["stack"]["blocks"], 35);
+    for wrong in ["1", "33", "4:3", "4:", "x", "0-3", "3-3", "-3"] {
+        let (code, _, said) = home.run(&format!("quantize MODEL --bitstack={wrong} -o @no.gguf"), "");
+        assert!(code == Some(2) && said.contains("such as 6, 6:2 or 1-6:2"), "{said}");
     }
 }
 

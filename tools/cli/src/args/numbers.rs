@@ -57,7 +57,9 @@ impl FromStr for Levels {
 /// Levels of signs, and the rank of their magnitudes if it is not the shape's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SignLevels {
-    /// 2 or more.
+    /// Those of the least model, if they are not to be found out; 1 or more.
+    pub least: Option<usize>,
+    /// All, more than the least.
     pub levels: usize,
     /// One that kernels know.
     pub rank: Option<usize>,
@@ -68,13 +70,25 @@ impl FromStr for SignLevels {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (levels, rank) = text.split_once(':').map_or((text, None), |(levels, rank)| (levels, Some(rank)));
-        let levels = levels.parse().ok().filter(|n| (2..=MAX_LEVELS).contains(n));
-        let rank = rank.map(|rank| rank.parse().ok().filter(|n| RANKS.contains(n)));
-        match (levels, rank) {
-            (Some(levels), None) => Ok(SignLevels { levels, rank: None }),
-            (Some(levels), Some(Some(rank))) => Ok(SignLevels { levels, rank: Some(rank) }),
-            _ => Err(format!("2 to {MAX_LEVELS}, and perhaps :1, :2, :4, :8 or :16, such as 6 or 6:2")),
-        }
+        let (least, levels) =
+            levels.split_once('-').map_or((None, levels), |(least, all)| (Some(least), all));
+        let known = |levels: SignLevels| {
+            let least = levels.least.unwrap_or(1);
+            (1..levels.levels).contains(&least)
+                && levels.levels <= MAX_LEVELS
+                && levels.rank.is_none_or(|rank| RANKS.contains(&rank))
+        };
+        let number = |text: Option<&str>| text.map(str::parse).transpose().ok();
+        number(least)
+            .zip(levels.parse().ok())
+            .zip(number(rank))
+            .map(|((least, levels), rank)| SignLevels { least, levels, rank })
+            .filter(|levels| known(*levels))
+            .ok_or_else(|| {
+                format!(
+                    "2 to {MAX_LEVELS} or the least and the most, and perhaps :1, :2, :4, :8 or :16, such as 6, 6:2 or 1-6:2"
+                )
+            })
     }
 }
 

@@ -158,7 +158,7 @@ pub struct QuantizeArgs {
     pub stack: Option<Levels>,
     /// One file for all sizes of levels of signs with magnitudes of rank 1, 2, 4, 8 or 16, as BitStack has them [rank: as large as
     /// costs a tenth of a bit]
-    #[arg(long, value_name = "LEVELS[:RANK]",
+    #[arg(long, value_name = "[LEAST-]LEVELS[:RANK]",
         conflicts_with_all = ["stack", "bits", "head_bits", "target_size", "target_bpw", "method", "imatrix", "keep", "group", "params"])]
     pub bitstack: Option<SignLevels>,
     /// Keep the result though it lost much more than was predicted for its size

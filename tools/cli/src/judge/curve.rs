@@ -39,7 +39,7 @@ impl Judge {
     }
 
     /// What each part costs at each level, `[part][level]`. That is measured with all others exact, and for layers brought to
-    /// the sum that all of them together cost at that level: alone they cost less.
+    /// the sum that all of them together cost at that level: alone they cost less. A level that is `exact` itself costs nothing.
     ///
     /// # Errors
     /// Levels that are not of one model; [`crate::ui::Quit::Interrupted`].
@@ -54,11 +54,14 @@ impl Judge {
         let mut alone = vec![vec![Mean::default(); levels.len()]; parts.len()];
         let mut together = vec![Mean::default(); levels.len()];
         let label = "measuring what parts of the model cost";
-        let mut bar = Progress::share(label, (self.texts.len() * levels.len() * (parts.len() + 1)) as u64);
+        let is_exact =
+            |level: &Opened<'_>| std::ptr::eq(level.file.head().as_ptr(), exact.file.head().as_ptr());
+        let measured = levels.iter().filter(|level| !is_exact(level)).count();
+        let mut bar = Progress::share(label, (self.texts.len() * measured * (parts.len() + 1)) as u64);
         let mut done = 0;
         for t in 0..self.texts.len() {
             let expected = self.expected(t)?;
-            for (level, packed) in levels.iter().enumerate() {
+            for (level, packed) in levels.iter().enumerate().filter(|(_, level)| !is_exact(level)) {
                 let means = alone.iter_mut().map(|means| &mut means[level]).chain([&mut together[level]]);
                 for (part, mean) in parts.iter().chain([&layers]).zip(means) {
                     interrupt::check(interrupt::flag())?;

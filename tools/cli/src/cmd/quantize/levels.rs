@@ -1,18 +1,18 @@
 //! `lutite quantize --bitstack`: one file for all sizes, of levels of signs.
 //!
 //! All levels are fitted in one flow of the text: every matrix to inputs that come from matrices with all of theirs. The least model
-//! has one level, or the first number of them with which it is of any use. The blocks behind it are levels of the matrices of a layer,
+//! has one level, or the first number of them with which it is of any use, if nobody said how many. The blocks behind it are levels of the matrices of a layer,
 //! in the order of what layers cost with each number of levels. The curve is measured.
 
-use super::stack::{Written, level, tell, write};
+use super::stack::{level, tell, write};
 use super::{text, work};
 use crate::args::{QuantizeArgs, SignLevels};
 use crate::judge::curve::Judge;
 use crate::load::{self, Source};
-use crate::{cache, calib, ui};
+use crate::{cache, calib, interrupt, ui};
 use anyhow::Context;
 use lutite_quant::rank::rank;
-use lutite_quant::stack;
+use lutite_quant::stack::{self, StackJob};
 use lutite_quant::{LevelOptions, Opened, PackOptions, Plan, calibrate, first_levels};
 use lutite_runtime::store::ModelFile;
 use std::time::Instant;
@@ -23,7 +23,7 @@ const USELESS: f64 = 4.0;
 pub(super) fn quantize(args: &QuantizeArgs, source: &Source, wanted: SignLevels) -> anyhow::Result<()> {
     let start = Instant::now();
     let threads = load::threads(args.threads);
-    let SignLevels { levels, rank: of_levels } = wanted;
+    let SignLevels { least, levels, rank: of_levels } = wanted;
     let options =
         PackOptions { levels: Some(LevelOptions { levels, rank: of_levels }), ..PackOptions::exact() };
     let name = source.path.display();
@@ -40,7 +40,10 @@ pub(super) fn quantize(args: &QuantizeArgs, source: &Source, wanted: SignLevels)
     let whole = Opened { gguf: &gguf, file: &packed.file };
     let first = (1..=levels).map(|n| first_levels(whole, n)).collect::<Result<Vec<_>, _>>()?;
     let mut judge = Judge::new(&exact, threads)?;
-    let least = least(&mut judge, &first)?;
+    let least = match least {
+        Some(levels) => levels - 1,
+        None => of_use(&mut judge, &first)?,
+    };
     let ggufs = first[least..].iter().map(ModelFile::gguf).collect::<Result<Vec<_>, _>>()?;
     let opened: Vec<Opened<'_>> =
         ggufs.iter().zip(&first[least..]).map(|(gguf, file)| Opened { gguf, file }).collect();
@@ -49,8 +52,16 @@ pub(super) fn quantize(args: &QuantizeArgs, source: &Source, wanted: SignLevels)
     parts.retain(|part| part.iter().all(|name| fitted.contains(name)));
     let exact_gguf = load::gguf(&exact)?;
     let order = rank(&judge.costs(Opened { gguf: &exact_gguf, file: &exact.file }, &opened, &parts)?);
-    let what = Written { levels: &opened, parts: &parts, order: &order, tag: &options.tag(), hash };
-    let stacked = write(args, judge, &what)?;
+    let job = StackJob {
+        levels: &opened,
+        parts: &parts,
+        order: &order,
+        tag: &options.tag(),
+        source_hash: hash,
+        measure: None,
+        cancel: interrupt::flag(),
+    };
+    let stacked = write(args, judge, job)?;
     drop(opened);
     drop(ggufs);
     // The result is whole; what stays is a waste of space and no harm.
@@ -61,7 +72,7 @@ pub(super) fn quantize(args: &QuantizeArgs, source: &Source, wanted: SignLevels)
 }
 
 /// Which of the models with ever more levels is the least of use; not the last, which would leave no blocks.
-fn least(judge: &mut Judge, first: &[ModelFile]) -> anyhow::Result<usize> {
+fn of_use(judge: &mut Judge, first: &[ModelFile]) -> anyhow::Result<usize> {
     let last = first.len().saturating_sub(2);
     for (i, file) in first.iter().enumerate().take(last) {
         let kl = judge.loss(file)?;

@@ -8,8 +8,8 @@ use crate::load::{self, Source};
 use crate::ui::{self, Quit};
 use crate::{calib, interrupt};
 use anyhow::Context;
-use lutite_quant::rank::{Rise, rank};
-use lutite_quant::stack::{self, StackJob, Stacked, stack_to_file};
+use lutite_quant::rank::rank;
+use lutite_quant::stack::{self, Measure, StackJob, Stacked, stack_to_file};
 use lutite_quant::{Bits, Opened, PackOptions, Plan, calibrate};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -55,8 +55,16 @@ pub(super) fn quantize(
     let mut judge = Judge::new(&exact, threads)?;
     let exact_gguf = load::gguf(&exact)?;
     let order = rank(&judge.costs(Opened { gguf: &exact_gguf, file: &exact.file }, &opened, &parts)?);
-    let what = Written { levels: &opened, parts: &parts, order: &order, tag: &tag(&levels, options), hash };
-    let stacked = write(args, judge, &what)?;
+    let job = StackJob {
+        levels: &opened,
+        parts: &parts,
+        order: &order,
+        tag: &tag(&levels, options),
+        source_hash: hash,
+        measure: None,
+        cancel: interrupt::flag(),
+    };
+    let stacked = write(args, judge, job)?;
     drop(opened);
     drop(ggufs);
     drop(packed);
@@ -71,17 +79,8 @@ pub(super) fn quantize(
     Ok(())
 }
 
-/// What a stack is written of; see [`StackJob`].
-pub(super) struct Written<'a> {
-    pub(super) levels: &'a [Opened<'a>],
-    pub(super) parts: &'a [Vec<String>],
-    pub(super) order: &'a [Rise],
-    pub(super) tag: &'a str,
-    pub(super) hash: u64,
-}
-
 /// Writes a stack, whose curve `judge` measures.
-pub(super) fn write(args: &QuantizeArgs, judge: Judge, what: &Written<'_>) -> anyhow::Result<Stacked> {
+pub(super) fn write(args: &QuantizeArgs, judge: Judge, job: StackJob<'_>) -> anyhow::Result<Stacked> {
     let judge = Mutex::new(judge);
     let measure = |file, points: &[usize]| {
         let mut judge = judge.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -89,15 +88,8 @@ pub(super) fn write(args: &QuantizeArgs, judge: Judge, what: &Written<'_>) -> an
             .curve(&file, points)
             .map_err(|e| lutite_quant::Error::Refused(format!("the loss cannot be measured: {e:#}")))
     };
-    let job = StackJob {
-        levels: what.levels,
-        parts: what.parts,
-        order: what.order,
-        tag: what.tag,
-        source_hash: what.hash,
-        measure: if args.no_measure { None } else { Some(&measure) },
-        cancel: interrupt::flag(),
-    };
+    let measure: &Measure<'_> = &measure;
+    let job = StackJob { measure: (!args.no_measure).then_some(measure), ..job };
     stack_to_file(&job, &args.out_file).map_err(|e| match e {
         _ if interrupt::requested() => Quit::Interrupted.into(),
         e => anyhow::Error::new(e).context(format!("cannot write {}", args.out_file.display())),
