@@ -2,12 +2,14 @@
 //!
 //!     cargo bench -p lutite-benches --bench residency -- FILE [CHANGES [TOKENS [SEED]]]      default: 1000 5000 1
 //!
-//! 1. *Budgets*: one session writes tokens undisturbed, then another one, and meanwhile its budget goes up and down at random between
+//! 1. *Start*: from opening the file to the first token with the least weights, which others then join, beside reading that part of
+//!    the file in order; both from the disk, where the system lets go of the file.
+//! 2. *Budgets*: one session writes tokens undisturbed, then another one, and meanwhile its budget goes up and down at random between
 //!    what the least weights need and what all do. Printed are the times of a token in both, memory against the budget in force, what
 //!    was read, and whether the logits in the end are those of a fresh session.
-//! 2. *Rise*: from the least weights to all, beside reading the same bytes one after the other; from the page cache and, where
+//! 3. *Rise*: from the least weights to all, beside reading the same bytes one after the other; from the page cache and, where
 //!    the system lets go of the file, from the disk.
-//! 3. *Speed*: a token with the first so many blocks, read into memory of their own, beside the same file cut off there and mapped.
+//! 4. *Speed*: a token with the first so many blocks, read into memory of their own, beside the same file cut off there and mapped.
 
 use lutite_kernels::isa::Isa;
 use lutite_models::open::open;
@@ -43,13 +45,11 @@ fn main() {
     };
     let mut number = |or: u64| args.next().map_or(or, |n| n.parse().expect("a number"));
     let (changes, tokens, seed) = (number(1000), number(5000) as usize, number(1));
-    let file = ModelFile::from(&Bytes::new(Map::open(&path).expect("a file")));
-    let data = Arc::new(DataFile::open(Path::new(&path)).expect("a file"));
     let workers = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let session = |bytes| {
-        let budget = Budget { bytes, bound: "the benchmark".into(), file: data.clone(), at_once: false };
-        open(&file, &OpenOptions { budget: Some(budget), ..options(workers) }).expect("a stacked model")
-    };
+    // First, since no page of the file is in use yet.
+    start(Path::new(&path), workers);
+    let file = ModelFile::from(&Bytes::new(Map::open(&path).expect("a file")));
+    let session = |bytes| budgeted(Path::new(&path), &file, bytes, false, workers);
     budgets(&path, &session, workers, (changes, tokens, seed));
     // Last, since they look at pages of the map, which then count as this program's memory.
     rise(Path::new(&path), &file, &session(u64::MAX >> 1));
@@ -145,6 +145,41 @@ fn budgets(
 fn options(workers: usize) -> OpenOptions {
     let isa = Isa::from_env().expect("a tier");
     OpenOptions { workers, context: Some(LENGTH), batch: 1, ..OpenOptions::new(isa) }
+}
+
+/// A session with so many bytes.
+fn budgeted(path: &Path, file: &ModelFile, bytes: u64, at_once: bool, workers: usize) -> Model {
+    let data = Arc::new(DataFile::open(path).expect("a file"));
+    let budget = Budget { bytes, bound: "the benchmark".into(), file: data, at_once };
+    open(file, &OpenOptions { budget: Some(budget), ..options(workers) }).expect("a stacked model")
+}
+
+/// From opening the file to the first token.
+fn start(path: &Path, workers: usize) {
+    let mut rounds = Vec::new();
+    for _ in 0..ROUNDS {
+        evict(path, true);
+        let start = Instant::now();
+        let file = ModelFile::from(&Bytes::new(Map::open(path).expect("a file")));
+        let mut model = budgeted(path, &file, u64::MAX >> 1, true, workers);
+        model.step(&[1], Phase::Prompt, Logits::Last).expect("a token");
+        let written = start.elapsed().as_secs_f64();
+        let stack = model.residency().expect("a stacked file");
+        let bytes = stack.stack().file_bytes(0);
+        drop(model);
+        evict(path, true);
+        let start = Instant::now();
+        let mut least = File::open(path).expect("a file").take(bytes);
+        std::io::copy(&mut least, &mut std::io::sink()).expect("bytes");
+        let read = start.elapsed().as_secs_f64();
+        rounds.push((written / read, written, read, bytes));
+    }
+    rounds.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (ratio, written, read, bytes) = rounds[ROUNDS / 2];
+    println!("| least part of the file, MB | to the first token, ms | reading it in order, ms | ratio |");
+    println!("|---:|---:|---:|---:|");
+    let (written, read, bytes) = (written * 1e3, read * 1e3, bytes as f64 / 1e6);
+    println!("| {bytes:.1} | {written:.1} | {read:.1} | {ratio:.2} |");
 }
 
 /// Tokens with some prefixes, in turn with the same file cut off there: what else the machine does hits both.

@@ -3,6 +3,8 @@
 use crate::error::{Error, Result};
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// A file to read parts of. It may grow in the meantime.
@@ -38,6 +40,21 @@ impl DataFile {
     /// [`Error::Io`], also where the file ends before.
     pub(crate) fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         read_at(&self.file, buf, offset).map_err(Error::io(&self.path, "read"))
+    }
+
+    /// Says that these bytes will be read soon. Where the system does not listen they are read no later than without.
+    pub(crate) fn ahead(&self, range: Range<u64>) {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let _ = rustix::fs::fadvise(
+            &self.file,
+            range.start,
+            NonZeroU64::new(range.end - range.start),
+            rustix::fs::Advice::WillNeed,
+        );
+        #[cfg(target_vendor = "apple")]
+        let _ = rustix::fs::fcntl_rdadvise(&self.file, range.start, range.end - range.start);
+        #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+        let _ = range;
     }
 }
 

@@ -137,6 +137,13 @@ impl Home {
         Ok(Loaded { info, tensors })
     }
 
+    /// Says that [`Home::load`] will be called with this version, beside the version `have` of the matrix.
+    pub(super) fn ahead(&self, piece: &Piece, have: &MatrixInfo) {
+        if let Home::Memory { file, .. } = self {
+            piece.missing(Some(have)).iter().for_each(|portion| file.ahead(range(portion)));
+        }
+    }
+
     /// Brings tensors that lie together into memory of their own, which goes back to the system with the last of them.
     fn load_portion(&self, name: &str, portion: &Portion) -> Result<Vec<Bytes>> {
         let all = range(portion);

@@ -26,6 +26,7 @@ pub use watch::{Reading, Watch};
 
 use crate::error::{Error, Result};
 use crate::store::{Gguf, Loaded, Stack};
+use std::cmp::Reverse;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -281,7 +282,7 @@ impl Handle {
         let mut state = self.0.lock();
         loop {
             let settled = state.pending.is_empty() && state.retired.is_empty() && !state.busy;
-            let done = settled && self.0.next(&state).is_none();
+            let done = settled && self.0.coming(&state).is_empty();
             let left = end.saturating_duration_since(Instant::now());
             if done || left.is_zero() {
                 return done && state.failure.is_none();
@@ -337,15 +338,20 @@ impl Shared {
         good.unwrap_or(state.now[matrix])
     }
 
-    /// The next version to read: its matrix and which.
-    fn next(&self, state: &State) -> Option<(usize, usize)> {
-        let wanted = self.matrices.iter().zip(&state.read).enumerate();
-        let wrong = wanted.map(|(i, (m, read))| (i, m, *read, self.wanted_version(state, i)));
-        // Room first: the last block that is too much, then the first that is missing.
-        let down = wrong.clone().filter(|(_, _, read, to)| read > to);
-        let down = down.max_by_key(|(_, m, read, _)| m.blocks[read - 1]);
-        let up = || wrong.filter(|(_, _, read, to)| read < to).min_by_key(|(_, m, _, to)| m.blocks[to - 1]);
-        down.or_else(up).map(|(i, _, _, to)| (i, to))
+    /// The versions to read, and their matrices. Room first: from the last block that is too much on; then from the first that
+    /// is missing.
+    fn coming(&self, state: &State) -> Vec<(usize, usize)> {
+        let (mut down, mut up) = (Vec::new(), Vec::new());
+        for (i, (matrix, read)) in self.matrices.iter().zip(&state.read).enumerate() {
+            match self.wanted_version(state, i) {
+                to if to < *read => down.push((Reverse(matrix.blocks[read - 1]), (i, to))),
+                to if to > *read => up.push((matrix.blocks[to - 1], (i, to))),
+                _ => {}
+            }
+        }
+        down.sort_unstable();
+        up.sort_unstable();
+        down.into_iter().map(|(_, change)| change).chain(up.into_iter().map(|(_, change)| change)).collect()
     }
 
     fn apply(&self, exchange: &mut Exchange<'_>) {

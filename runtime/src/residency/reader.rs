@@ -1,7 +1,9 @@
 //! The thread that reads versions and drops those that were replaced.
 
-use super::{Change, Host, Matrix, Shared, State};
+use super::{Change, Host, Matrix, Piece, Shared, State};
 use crate::os::priority::yield_to_others;
+use crate::store::MatrixInfo;
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,12 +14,17 @@ const TOKEN: Duration = Duration::from_millis(2);
 /// How often a file that is still arriving is looked at.
 const ARRIVAL: Duration = Duration::from_millis(250);
 
+/// Bytes that the disk is told of before they are read: some milliseconds of a fast one.
+const AHEAD_BYTES: u64 = 8 << 20;
+
 /// Bytes that may wait to be put in place on the way down, beside what they replace: one version always may.
 const WAITING_BYTES: u64 = 4 << 20;
 
 pub(super) fn run(shared: &Shared, host: &impl Host) {
     // Whoever computes waits for nobody who has time.
     yield_to_others();
+    // Versions that the disk was told of, so that it works on the next ones while one is copied and checked.
+    let mut told = HashSet::new();
     loop {
         let mut state = shared.lock();
         if state.stop {
@@ -34,7 +41,9 @@ pub(super) fn run(shared: &Shared, host: &impl Host) {
             shared.changed.notify_all();
             continue;
         }
-        let Some((matrix, version)) = shared.next(&state) else {
+        let coming = shared.coming(&state);
+        let Some((matrix, version)) = coming.first().copied() else {
+            told.clear();
             if state.pending.is_empty() {
                 // A file that lacks blocks may be arriving.
                 let arriving = state.present < shared.stack.blocks().len();
@@ -53,7 +62,10 @@ pub(super) fn run(shared: &Shared, host: &impl Host) {
             continue;
         }
         state.busy = true;
+        let ahead = ahead(shared, &state, &coming, &mut told);
+        told.remove(&(matrix, version));
         drop(state);
+        ahead.into_iter().for_each(|(piece, before)| shared.home.ahead(piece, before));
         let loaded = shared.home.load(piece, host.current(name).as_ref());
         let mut state = shared.lock();
         state.busy = false;
@@ -71,6 +83,29 @@ pub(super) fn run(shared: &Shared, host: &impl Host) {
         drop(state);
         host.between_tokens(&mut |exchange| shared.apply(exchange));
     }
+}
+
+/// What the disk is to be told of: what comes, but for what it was told already.
+fn ahead<'s>(
+    shared: &'s Shared,
+    state: &State,
+    coming: &[(usize, usize)],
+    told: &mut HashSet<(usize, usize)>,
+) -> Vec<(&'s Piece, &'s MatrixInfo)> {
+    let mut bytes = 0;
+    let mut ahead = Vec::new();
+    for &(matrix, version) in coming {
+        let versions = &shared.matrices[matrix].versions;
+        let (piece, before) = (&versions[version], &versions[state.read[matrix]].info);
+        if told.insert((matrix, version)) {
+            ahead.push((piece, before));
+        }
+        bytes += piece.bytes_beside(before);
+        if bytes >= AHEAD_BYTES {
+            break;
+        }
+    }
+    ahead
 }
 
 /// Forgets what was read and is no longer wanted.
