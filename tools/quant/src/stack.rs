@@ -1,8 +1,8 @@
 //! Stacked files: a model at its least, and blocks that bring its matrices up, one version after the other.
 //!
 //! They are made of packed files of one model, one for each level, whose matrices were fitted with all others at the same
-//! level. A block takes the place of the version before; of a matrix of levels it holds those that came to it. (Planes that are added to codes that stay were tried: `docs/speed.md`.
-//! They take less room on a disk and lose two to five times as much in memory.)
+//! level. A block takes the place of the version before; of a matrix of levels it holds those that came to it. (Planes that are
+//! added to codes that stay were tried: `docs/speed.md`. They take less room on a disk and lose two to five times as much in memory.)
 //!
 //! Matrices of a layer come up together: they were fitted to make up for each other's errors, and one of them alone at a better
 //! level, among others at a lesser one, is worth next to nothing or less (`docs/speed.md`). Those that come behind are first.
@@ -11,10 +11,12 @@ use crate::error::{Error, Result};
 use crate::mix::Opened;
 use crate::pack::begin;
 use crate::rank::Rise;
+use lutite_models::blocks::matrices;
 use lutite_runtime::store::{
     Bytes, Directory, GgufWriter, MatrixInfo, Part, Point, Stack, TensorInfo, announce_checksums,
     seal_checksums, version_name,
 };
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,16 +44,13 @@ pub fn parts(model: Opened<'_>) -> Result<Vec<Vec<String>>> {
     // The way back through a layer.
     let place = |name: &String| {
         let part = name.rsplit('.').next().unwrap_or_default();
-        FORWARD.iter().position(|p| *p == part).map_or(0, |i| FORWARD.len() - i)
+        Reverse(matrices().position(|p| p == part))
     };
     for (_, names) in &mut parts {
         names.sort_by_key(place);
     }
     Ok(parts.into_iter().map(|(_, names)| names).collect())
 }
-
-/// Matrices of a layer in the order in which tokens go through them.
-const FORWARD: [&str; 7] = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
 
 /// Bytes that the matrices `names` take in a file.
 ///

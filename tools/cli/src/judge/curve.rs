@@ -38,8 +38,9 @@ impl Judge {
         Ok(Judge { reference, texts, threads })
     }
 
-    /// What each part costs at each level, `[part][level]`. That is measured with all others exact, and for layers brought to
-    /// the sum that all of them together cost at that level: alone they cost less. A level that is `exact` itself costs nothing.
+    /// What each part costs at each level, `[part][level]`. That is measured with all others exact, which does not add up: what parts
+    /// of layers cost is brought to the sum that all of them together cost at that level, and what the others cost to what they
+    /// add to that. A level that is `exact` itself costs nothing.
     ///
     /// # Errors
     /// Levels that are not of one model; [`crate::ui::Quit::Interrupted`].
@@ -49,38 +50,45 @@ impl Judge {
         levels: &[Opened<'_>],
         parts: &[Vec<String>],
     ) -> anyhow::Result<Vec<Vec<Cost>>> {
-        let is_layer = |part: &Vec<String>| part.iter().all(|name| name.starts_with("blk."));
-        let layers = parts.iter().filter(|part| is_layer(part)).flatten().cloned().collect::<Vec<_>>();
-        let mut alone = vec![vec![Mean::default(); levels.len()]; parts.len()];
-        let mut together = vec![Mean::default(); levels.len()];
-        let label = "measuring what parts of the model cost";
+        let is_layer = |part: &&Vec<String>| part.iter().all(|name| name.starts_with("blk."));
+        // The layers, and everything.
+        let together = [
+            parts.iter().filter(is_layer).flatten().cloned().collect::<Vec<_>>(),
+            parts.iter().flatten().cloned().collect(),
+        ];
+        let mut means = vec![vec![Mean::default(); levels.len()]; parts.len() + together.len()];
         let is_exact =
             |level: &Opened<'_>| std::ptr::eq(level.file.head().as_ptr(), exact.file.head().as_ptr());
         let measured = levels.iter().filter(|level| !is_exact(level)).count();
-        let mut bar = Progress::share(label, (self.texts.len() * measured * (parts.len() + 1)) as u64);
+        let label = "measuring what parts of the model cost";
+        let mut bar = Progress::share(label, (self.texts.len() * measured * means.len()) as u64);
         let mut done = 0;
         for t in 0..self.texts.len() {
             let expected = self.expected(t)?;
             for (level, packed) in levels.iter().enumerate().filter(|(_, level)| !is_exact(level)) {
-                let means = alone.iter_mut().map(|means| &mut means[level]).chain([&mut together[level]]);
-                for (part, mean) in parts.iter().chain([&layers]).zip(means) {
+                for (part, means) in parts.iter().chain(&together).zip(&mut means) {
                     interrupt::check(interrupt::flag())?;
                     let mixed = mix(exact, *packed, |name| part.iter().any(|n| n == name))?;
                     let kls = self.divergences(t, &expected, &mixed)?;
-                    kls.into_iter().for_each(|kl| mean.push(kl));
+                    kls.into_iter().for_each(|kl| means[level].push(kl));
                     done += 1;
                     bar.set(done);
                 }
             }
         }
+        let (alone, together) = means.split_at(parts.len());
         let mut costs = vec![Vec::new(); parts.len()];
         for (level, packed) in levels.iter().enumerate() {
-            let own = parts.iter().zip(&alone).filter(|(part, _)| is_layer(part));
-            let sum: f64 = own.map(|(_, means)| means[level].mean()).sum();
-            let factor = if sum > 0.0 { together[level].mean() / sum } else { 1.0 };
-            for ((part, means), costs) in parts.iter().zip(&alone).zip(&mut costs) {
-                let kl = means[level].mean() * if is_layer(part) { factor } else { 1.0 };
-                costs.push(Cost { bytes: bytes(*packed, part)?, kl });
+            let of = |layers: bool| {
+                let own = parts.iter().zip(alone).filter(move |(part, _)| is_layer(part) == layers);
+                own.map(|(_, means)| means[level].mean()).sum::<f64>()
+            };
+            let [layers, all] = [0, 1].map(|i: usize| together[i][level].mean());
+            let factor = |to: f64, sum: f64| if sum > 0.0 { to.max(0.0) / sum } else { 1.0 };
+            let (of_layers, of_others) = (factor(layers, of(true)), factor(all - layers, of(false)));
+            for ((part, means), costs) in parts.iter().zip(alone).zip(&mut costs) {
+                let factor = if is_layer(&part) { of_layers } else { of_others };
+                costs.push(Cost { bytes: bytes(*packed, part)?, kl: means[level].mean() * factor });
             }
         }
         Ok(costs)

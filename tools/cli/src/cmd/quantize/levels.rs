@@ -61,7 +61,7 @@ pub(super) fn quantize(args: &QuantizeArgs, source: &Source, wanted: SignLevels)
         measure: None,
         cancel: interrupt::flag(),
     };
-    let stacked = write(args, judge, job)?;
+    let stacked = write(args, judge, &job)?;
     drop(opened);
     drop(ggufs);
     // The result is whole; what stays is a waste of space and no harm.

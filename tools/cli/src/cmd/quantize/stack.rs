@@ -64,7 +64,7 @@ pub(super) fn quantize(
         measure: None,
         cancel: interrupt::flag(),
     };
-    let stacked = write(args, judge, job)?;
+    let stacked = write(args, judge, &job)?;
     drop(opened);
     drop(ggufs);
     drop(packed);
@@ -80,7 +80,7 @@ pub(super) fn quantize(
 }
 
 /// Writes a stack, whose curve `judge` measures.
-pub(super) fn write(args: &QuantizeArgs, judge: Judge, job: StackJob<'_>) -> anyhow::Result<Stacked> {
+pub(super) fn write(args: &QuantizeArgs, judge: Judge, job: &StackJob<'_>) -> anyhow::Result<Stacked> {
     let judge = Mutex::new(judge);
     let measure = |file, points: &[usize]| {
         let mut judge = judge.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -89,7 +89,7 @@ pub(super) fn write(args: &QuantizeArgs, judge: Judge, job: StackJob<'_>) -> any
             .map_err(|e| lutite_quant::Error::Refused(format!("the loss cannot be measured: {e:#}")))
     };
     let measure: &Measure<'_> = &measure;
-    let job = StackJob { measure: (!args.no_measure).then_some(measure), ..job };
+    let job = StackJob { measure: (!args.no_measure).then_some(measure), ..*job };
     stack_to_file(&job, &args.out_file).map_err(|e| match e {
         _ if interrupt::requested() => Quit::Interrupted.into(),
         e => anyhow::Error::new(e).context(format!("cannot write {}", args.out_file.display())),
