@@ -1,11 +1,14 @@
 //! Stacked files in use: a model whose weights change while it writes, on a model of 260 thousand weights.
 
+mod common;
+
+use common::pack;
 use lutite_kernels::isa::Isa;
 use lutite_models::open::open;
 use lutite_models::{Budget, Model, OpenOptions};
 use lutite_quant::rank::Rise;
 use lutite_quant::stack::{StackJob, parts, stack_to_file};
-use lutite_quant::{Bits, Opened, PackJob, PackOptions, Plan, Trimmed, pack_in_memory, trim};
+use lutite_quant::{Bits, Opened, PackOptions, Trimmed, trim};
 use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::os::file::DataFile;
 use lutite_runtime::os::map::Map;
@@ -24,21 +27,9 @@ const LEVELS: [usize; 3] = [2, 4, 6];
 const LONG: Duration = Duration::from_secs(20);
 
 fn level(planes: usize) -> ModelFile {
-    let map = Map::open(MODEL).unwrap();
-    let source = Gguf::parse(&map).unwrap();
     let bits = Bits::Planes(planes);
     let options = PackOptions { bits, head: Some(bits), group: 32, ..PackOptions::exact() };
-    let job = PackJob {
-        source: &source,
-        source_hash: 0,
-        imatrix: None,
-        fits: None,
-        measure: None,
-        threads: 2,
-        progress: &|_, _| {},
-        cancel: &AtomicBool::new(false),
-    };
-    (&Bytes::new(pack_in_memory(&Plan::new(&source, &options).unwrap(), &job).unwrap())).into()
+    (&pack(&Bytes::new(Map::open(MODEL).unwrap()), &options)).into()
 }
 
 /// A stack of all levels, layer by layer.
