@@ -12,15 +12,13 @@ all figures and a drawing to DIR (curves.md, curves.json, curves.svg).
 
 import argparse
 import json
-import math
-import os
 import sys
 from pathlib import Path
 
-from table import ROOT, run
+from table import ROOT, reference, run
 
 sys.path.insert(0, str(ROOT / "benches"))
-from svg import GRID, OURS, ROW_PX, THEIRS, Svg  # noqa: E402
+from svg import OURS, ROW_PX, THEIRS, Svg, axes  # noqa: E402
 
 COLOURS = [OURS, THEIRS, "#27ae60", "#8e44ad", "#d35400"]
 
@@ -29,12 +27,7 @@ def main():
     args = arguments()
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    base = out / "base.kld"
-    if not base.exists():
-        text = ["-f", args.text, "-c", "512", "--chunks", args.chunks, "--save-base", f"{base}.part"]
-        plain = ["--path", "plain", "-ctk", "f32", "-ctv", "f32"]
-        run([args.lutite, "perplexity", args.model, *text, *plain])
-        os.rename(f"{base}.part", base)
+    base = reference(args, out)
     curves = {}
     for named in args.files:
         name, file = named.split("=", 1)
@@ -95,29 +88,15 @@ def row(name, p):
 
 def drawing(curves):
     """KL on a logarithmic axis over bits per weight in memory."""
-    points = [(p["bits"], max(p["kl"]["mean_kl"], 1e-4)) for points in curves.values() for p in points]
+    files = {name: [(p["bits"], max(p["kl"]["mean_kl"], 1e-4)) for p in points] for name, points in curves.items()}
+    points = [p for of_file in files.values() for p in of_file]
     size, left, top = 480, 60, 40
     svg = Svg(left + size + 200, top + size + 40)
-    low, high = math.floor(min(p[0] for p in points)), math.ceil(max(p[0] for p in points))
-    bottom, ceiling = min(p[1] for p in points) / 1.2, max(p[1] for p in points) * 1.2
-
-    def x(bits):
-        return left + size * (bits - low) / max(high - low, 1)
-
-    def y(value):
-        return top + size * (1 - math.log(max(value, 1e-4) / bottom) / math.log(ceiling / bottom))
-
     svg.text(left, 20, "mean KL over bits per weight in memory, embedding and head included")
-    for mark in range(low, high + 1):
-        svg.line(x(mark), top, x(mark), top + size, GRID)
-        svg.text(x(mark), top + size + 16, f"{mark}", "middle")
-    for mark in (m * 10**e for e in range(-4, 5) for m in (1, 2, 5)):
-        if bottom <= mark <= ceiling:
-            svg.line(left, y(mark), left + size, y(mark), GRID)
-            svg.text(left - 6, y(mark) + 4, f"{mark:g}", "end")
-    for i, (name, of_file) in enumerate(curves.items()):
+    x, y = axes(svg, left, top, size, [p[0] for p in points], [p[1] for p in points], 1)
+    for i, (name, of_file) in enumerate(files.items()):
         colour = COLOURS[i % len(COLOURS)]
-        places = [(x(p["bits"]), y(p["kl"]["mean_kl"])) for p in of_file]
+        places = [(x(bits), y(kl)) for bits, kl in of_file]
         for (x1, y1), (x2, y2) in zip(places, places[1:]):
             svg.line(x1, y1, x2, y2, colour)
         for place in places:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benches"))
-from svg import GRID, OURS, ROW_PX, THEIRS, Svg  # noqa: E402
+from svg import OURS, ROW_PX, THEIRS, Svg, axes  # noqa: E402
 
 # Method, planes, group. Ours (cd, self) has int8 parameters, the others f16.
 CASES = [
@@ -48,12 +48,7 @@ def main():
     args = arguments()
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    base = out / "base.kld"
-    if not base.exists():
-        text = ["-f", args.text, "-c", "512", "--chunks", args.chunks, "--save-base", f"{base}.part"]
-        plain = ["--path", "plain", "-ctk", "f32", "-ctv", "f32"]
-        run([args.lutite, "perplexity", args.model, *text, *plain])
-        os.rename(f"{base}.part", base)
+    base = reference(args, out)
     results = []
     for name, command, bits in cases(args):
         if not re.search(args.only, name):
@@ -73,6 +68,17 @@ def main():
     (out / "kl.svg").write_text(drawing(results, "mean KL", lambda kl: kl["mean_kl"]))
     (out / "perplexity.svg").write_text(drawing(results, "PPL ratio", lambda kl: kl["perplexity_ratio"]))
     print(table)
+
+
+def reference(args, out):
+    """What the model itself says of the text, in f32; computed once."""
+    base = out / "base.kld"
+    if not base.exists():
+        text = ["-f", args.text, "-c", "512", "--chunks", args.chunks, "--save-base", f"{base}.part"]
+        plain = ["--path", "plain", "-ctk", "f32", "-ctv", "f32"]
+        run([args.lutite, "perplexity", args.model, *text, *plain])
+        os.rename(f"{base}.part", base)
+    return base
 
 
 def cases(args):
@@ -146,24 +152,8 @@ def drawing(results, what, of):
     svg = Svg(left + size + 260, max(top + size + 40, top + ROW_PX * (len(points) + 1)))
     if not points:
         return str(svg)
-    low, high = min(p[1] for p in points), max(p[1] for p in points)
-    low, high = math.floor(low / 10) * 10, math.ceil((high + 0.1) / 10) * 10
-    bottom, ceiling = min(p[2] for p in points) / 1.2, max(p[2] for p in points) * 1.2
-
-    def x(megabytes):
-        return left + size * (megabytes - low) / (high - low)
-
-    def y(value):
-        return top + size * (1 - math.log(value / bottom) / math.log(ceiling / bottom))
-
     svg.text(left, 20, f"{what} over MB of the file; red is Lutite")
-    for mark in range(low, high + 1, 10):
-        svg.line(x(mark), top, x(mark), top + size, GRID)
-        svg.text(x(mark), top + size + 16, f"{mark}", "middle")
-    for mark in (m * 10**e for e in range(-4, 5) for m in (1, 2, 5)):
-        if bottom <= mark <= ceiling:
-            svg.line(left, y(mark), left + size, y(mark), GRID)
-            svg.text(left - 6, y(mark) + 4, f"{mark:g}", "end")
+    x, y = axes(svg, left, top, size, [p[1] for p in points], [p[2] for p in points], 10)
     for i, (name, megabytes, value) in enumerate(points):
         colour = OURS if re.match("cd|self|size", name) else THEIRS
         svg.dot(x(megabytes), y(value), colour)

@@ -150,12 +150,6 @@ impl Linear {
         }
     }
 
-    /// With versions that it may come to be in.
-    pub(crate) fn with_versions(mut self, versions: Vec<MatrixInfo>) -> Linear {
-        self.versions = versions;
-        self
-    }
-
     /// Other weights, f32 in number as before, with the bias that there is.
     pub(crate) fn set_numbers(&mut self, bytes: Bytes) {
         self.weights = Weights::Plain { ty: PlainType::F32, bytes };
@@ -167,15 +161,9 @@ impl Linear {
         self.versions = versions;
     }
 
-    /// Another bias.
+    /// A bias of `rows` numbers, added to every product.
     pub(crate) fn set_bias(&mut self, bias: Option<Vec<f32>>) {
         self.bias = bias;
-    }
-
-    /// With a bias of `rows` numbers added to every product.
-    pub(crate) fn with_bias(mut self, bias: Option<Vec<f32>>) -> Linear {
-        self.bias = bias;
-        self
     }
 
     /// Decides how many rows are claimed at a time.

@@ -118,13 +118,13 @@ impl<'a> Weights<'a> {
 
     /// The matrix `name`, which must be `rows x cols`, with its bias if it has one.
     pub(crate) fn linear(&self, name: &str, rows: usize, cols: usize, how: How) -> Result<Linear> {
-        let linear = match self.packed.get(name) {
+        let mut linear = match self.packed.get(name) {
             Some(info) => {
                 let packed = self.packed(info, rows, cols)?;
                 if self.path == Path::Lut {
-                    Linear::packed(packed, how)
-                        .map_err(|e| damaged(info, &e))?
-                        .with_versions(self.versions(name))
+                    let mut linear = Linear::packed(packed, how).map_err(|e| damaged(info, &e))?;
+                    linear.set_versions(self.versions(name));
+                    linear
                 } else {
                     let view = packed.view().map_err(|e| damaged(info, &e.into()))?;
                     let numbers = floats(name, rows, cols, |r, row| Ok(view.dequantize_row(r, row)?))?;
@@ -133,7 +133,8 @@ impl<'a> Weights<'a> {
             }
             None => self.plain(&format!("{name}.weight"), rows, cols, how)?,
         };
-        Ok(linear.with_bias(self.bias(name, rows)?))
+        linear.set_bias(self.bias(name, rows)?);
+        Ok(linear)
     }
 
     /// The bias of the matrix `name`, if it has one.

@@ -1,57 +1,23 @@
 //! `quantize` with text, as a person runs it and as a system kills it, on a model of 260 thousand weights.
 
+mod common;
+
+use common::{Home, stories};
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-const MODEL: &str =
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tests/data/reference/stories260K-f32.gguf");
-const STORY: &str = include_str!("data/story.txt");
-
-struct Home(tempfile::TempDir);
-
-impl Home {
-    /// With a text of some thousand tokens, `@text`.
-    fn new() -> Home {
-        let home = Home(tempfile::tempdir().unwrap());
-        fs::write(home.path("text"), STORY.repeat(8)).unwrap();
-        home
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn start(&self, line: &str) -> Child {
-        let words = line.split_whitespace().map(|w| match w {
-            "MODEL" => MODEL.into(),
-            w if w.starts_with('@') => self.path(&w[1..]).into_os_string(),
-            w => w.into(),
-        });
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lutite"));
-        command.args(words).env_clear().env("HOME", self.0.path());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    }
-
-    /// Exit code and stderr.
-    fn run(&self, line: &str) -> (Option<i32>, String) {
-        let out = self.start(line).wait_with_output().unwrap();
-        (out.status.code(), String::from_utf8(out.stderr).unwrap())
-    }
-
-    fn fine(&self, line: &str) -> String {
-        let (code, said) = self.run(line);
-        assert_eq!(code, Some(0), "{line}: {said}");
-        said
-    }
+/// With a text of some thousand tokens, `@text`.
+fn home() -> Home {
+    let home = Home::new();
+    home.write("text", stories());
+    home
 }
 
 #[test]
 fn killed_again_and_again_it_ends_with_the_same_bytes() {
-    let home = Home::new();
+    let home = home();
     let line = "quantize MODEL --bits 2 --group 32 --calib @text --calib-tokens 2048 --no-measure -t 2 -o";
-    let said = home.fine(&format!("{line} @whole.gguf"));
+    let (_, said) = home.fine(&format!("{line} @whole.gguf"));
     assert!(said.contains("q2-g32-hlq8-cd"), "{said}");
     assert!(!home.path("whole.gguf.work").exists());
     let whole = fs::read(home.path("whole.gguf")).unwrap();
@@ -78,29 +44,29 @@ fn killed_again_and_again_it_ends_with_the_same_bytes() {
 
 #[test]
 fn without_a_text_the_model_writes_one() {
-    let home = Home::new();
+    let home = home();
     let line = "quantize MODEL --bits 3 --group 32 --calib-tokens 1000 --no-measure";
-    let said = home.fine(&format!("{line} -o @a.gguf -t 1"));
+    let (_, said) = home.fine(&format!("{line} -o @a.gguf -t 1"));
     assert!(said.contains("q3-g32-hlq8-cd"), "{said}");
     home.fine(&format!("{line} -o @b.gguf -t 3"));
     assert_eq!(fs::read(home.path("a.gguf")).unwrap(), fs::read(home.path("b.gguf")).unwrap());
     // It is a model like any other.
-    let said = home.fine("run -m @a.gguf -p Once --chat-template none -n 8 -t 2");
+    let (_, said) = home.fine("run -m @a.gguf -p Once --chat-template none -n 8 -t 2");
     assert!(said.contains("q3-g32-hlq8-cd"), "{said}");
     // From 4 bits on, and where it is asked for, weights alone decide.
     for how in ["--bits 4", "--bits 3 --method als"] {
-        let said = home.fine(&format!("quantize MODEL {how} --group 32 --no-measure -o @c.gguf"));
+        let (_, said) = home.fine(&format!("quantize MODEL {how} --group 32 --no-measure -o @c.gguf"));
         assert!(said.contains("hlq8:") && !said.contains("-cd"), "{said}");
     }
 }
 
 #[test]
 fn a_file_has_the_size_that_was_asked_for() {
-    let home = Home::new();
+    let home = home();
     let line = "quantize MODEL --group 32 --calib-tokens 4096 -t 1";
     let mut last = f64::INFINITY;
     for size in [180_000, 260_000] {
-        let said = home.fine(&format!("{line} --target-size {size} -o @{size}.gguf"));
+        let (_, said) = home.fine(&format!("{line} --target-size {size} -o @{size}.gguf"));
         let found = fs::metadata(home.path(&format!("{size}.gguf"))).unwrap().len();
         assert!(found <= size && found > size - 30_000, "{found} for {size}");
         let after = |words: &str| -> f64 {
@@ -111,7 +77,7 @@ fn a_file_has_the_size_that_was_asked_for() {
         assert!(measured < 3.0 * predicted && predicted < last, "{size}: {measured} for {predicted}");
         last = predicted;
     }
-    let said = home.fine(&format!("{line} --target-bpw 4.5 --calib @text -o @bits.gguf --no-measure"));
+    let (_, said) = home.fine(&format!("{line} --target-bpw 4.5 --calib @text -o @bits.gguf --no-measure"));
     assert!(said.contains(", 4.4") && said.contains(" bits per weight"), "{said}");
     for (flags, code, why) in [
         ("--target-size 20K", 1, "cannot become as small: the file would have"),
@@ -122,34 +88,32 @@ fn a_file_has_the_size_that_was_asked_for() {
         ("--target-size 1M --target-bpw 3", 2, "cannot be used with"),
         ("--target-size 1M --method als", 1, "leave --method als and --imatrix out"),
     ] {
-        let (found, said) = home.run(&format!("{line} {flags} -o @x.gguf"));
-        assert_eq!(found, Some(code), "{flags}: {said}");
-        assert!(said.contains(why) && !home.path("x.gguf").exists(), "{flags}: {said}");
+        home.fails(&format!("{line} {flags} -o @x.gguf"), code, why);
+        assert!(!home.path("x.gguf").exists(), "{flags}");
     }
 }
 
 #[test]
 fn what_is_much_worse_than_predicted_is_refused() {
-    let home = Home::new();
+    let home = home();
     // One short story again and again: what it leaves open is lost.
     let line =
         "quantize MODEL --group 32 -t 2 --target-size 150K --calib @text --calib-tokens 2048 -o @x.gguf";
-    let (code, said) = home.run(line);
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("was predicted; --keep keeps it") && !home.path("x.gguf").exists(), "{said}");
+    home.fails(line, 1, "was predicted; --keep keeps it");
+    assert!(!home.path("x.gguf").exists());
     // What is fitted is not fitted again.
-    let said = home.fine(&format!("{line} --keep"));
+    let (_, said) = home.fine(&format!("{line} --keep"));
     assert!(said.contains("going on behind 6 finished layers") && home.path("x.gguf").exists(), "{said}");
     assert!(!home.path("x.gguf.work").exists());
 }
 
 #[test]
 fn what_cannot_be_calibrated_with_is_said() {
-    let home = Home::new();
-    fs::write(home.path("short"), "Once upon a time").unwrap();
-    fs::write(home.path("bytes"), [0xff, 0xfe, 0x00]).unwrap();
+    let home = home();
+    home.write("short", "Once upon a time");
+    home.write("bytes", [0xff, 0xfe, 0x00]);
     fs::create_dir(home.path("taken.gguf.work")).unwrap();
-    fs::write(home.path("taken.gguf.work/letter"), "dear").unwrap();
+    home.write("taken.gguf.work/letter", "dear");
     for (flags, why) in [
         ("--calib @none -o @x.gguf", "cannot read the text"),
         ("--calib @bytes -o @x.gguf", "cannot read the text"),
@@ -158,11 +122,10 @@ fn what_cannot_be_calibrated_with_is_said() {
         ("--calib @text -o @x.gguf --work @short", "work folder"),
         ("--calib @text -o @x.gguf --method als", "does not read a text"),
     ] {
-        let (code, said) = home.run(&format!("quantize MODEL --bits 2 --group 32 --no-measure {flags}"));
-        assert_eq!(code, Some(1), "{flags}: {said}");
-        assert!(said.contains(why) && !home.path("x.gguf").exists(), "{flags}: {said}");
+        home.fails(&format!("quantize MODEL --bits 2 --group 32 --no-measure {flags}"), 1, why);
+        assert!(!home.path("x.gguf").exists(), "{flags}");
     }
-    let said = home.fine(
+    let (_, said) = home.fine(
         "quantize MODEL --bits 2 --group 32 --calib @text --calib-tokens 99999 --no-measure -o @y.gguf",
     );
     assert!(said.contains("tokens only; 99999 were asked for"), "{said}");

@@ -1,5 +1,8 @@
 //! `eval` as a person runs it, on a model of 260 thousand weights.
 
+mod common;
+
+use common::{Home, MODEL, OTHER};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use lutite_cli::judge::choices::pair::Pairing;
@@ -14,12 +17,6 @@ use lutite_runtime::store::{Bytes, Gguf};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
-
-const MODEL: &str =
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tests/data/reference/stories260K-f32.gguf");
-const OTHER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tests/data/reference/llama.gguf");
 
 /// Questions, their answers, and which is right.
 const QUESTIONS: [(&str, &[&str], usize); 4] = [
@@ -62,59 +59,16 @@ fn text(lines: &[Value]) -> String {
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
-struct Home(tempfile::TempDir);
+/// With the questions in `q.jsonl`.
+fn home() -> Home {
+    let home = Home::new();
+    home.write("q.jsonl", text(&lines(true)));
+    home
+}
 
-impl Home {
-    /// With the questions in `q.jsonl`.
-    fn new() -> Home {
-        let home = Home(tempfile::tempdir().unwrap());
-        home.write("q.jsonl", text(&lines(true)));
-        home
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
-        fs::write(self.path(name), bytes).unwrap();
-    }
-
-    fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.path(name)).unwrap()
-    }
-
-    /// Exit code, stdout, stderr of `lutite eval MODEL` with these flags and two threads; `@name` is a file.
-    fn run(&self, line: &str) -> (Option<i32>, String, String) {
-        let words = line.split_whitespace().map(|w| match w {
-            "MODEL" => MODEL.into(),
-            "OTHER" => OTHER.into(),
-            w if w.starts_with('@') => self.path(&w[1..]).into_os_string(),
-            w => w.into(),
-        });
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lutite"));
-        command.arg("eval").args(words).args(["-t", "2"]).env_clear();
-        command.env("HOME", self.0.path()).stdin(Stdio::null());
-        let Output { status, stdout, stderr } = command.output().unwrap();
-        (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
-    }
-
-    fn json(&self, line: &str) -> Value {
-        let (code, stdout, stderr) = self.run(&format!("{line} --json"));
-        assert_eq!(code, Some(0), "{line}: {stderr}");
-        serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{line}: {e}: {stdout}"))
-    }
-
-    fn fails(&self, line: &str, code: i32, says: &str) {
-        let (found, stdout, stderr) = self.run(line);
-        assert_eq!((found, stdout.as_str()), (Some(code), ""), "{line}: {stderr}");
-        assert!(stderr.contains(says), "{line}: {stderr}");
-    }
-
-    /// The records of a journal.
-    fn records(&self, name: &str) -> Vec<Value> {
-        self.read(name).lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
+/// The records of a journal.
+fn records(home: &Home, name: &str) -> Vec<Value> {
+    home.read(name).lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 fn gzip(text: &str) -> Vec<u8> {
@@ -144,7 +98,7 @@ fn slow(model: &mut Model, pairing: &Pairing<'_>, request: &Value) -> f64 {
 
 #[test]
 fn every_number_equals_its_slow_twin() {
-    let home = Home::new();
+    let home = home();
     home.write("w.jsonl", text(&other_contexts()));
     for (name, path, kv, kv_name) in [
         ("MODEL", MODEL, KvType::F32, "f32"),
@@ -167,8 +121,8 @@ fn every_number_equals_its_slow_twin() {
             let pairing = Pairing { tokenizer: &tokenizer, positions };
             let flags = format!("--path plain -ctk {kv_name} -ctv {kv_name} -c {positions} -b 5");
             let journal = format!("{kv_name}-{positions}.journal");
-            home.json(&format!("{name} --task @q.jsonl --task @w.jsonl {flags} --resume @{journal}"));
-            let found = home.records(&journal);
+            home.json(&format!("eval {name} --task @q.jsonl --task @w.jsonl {flags} --resume @{journal}"));
+            let found = records(&home, &journal);
             let found = found.iter().flat_map(|r| r["log_probs"].as_array().unwrap());
             let found: Vec<f64> = found.map(|x| x.as_f64().unwrap()).collect();
             let requests = [lines(true), other_contexts()].concat();
@@ -181,15 +135,15 @@ fn every_number_equals_its_slow_twin() {
 /// The path that is used, whose bits depend on nothing but the tokens: neither on what was read before nor on steps.
 #[test]
 fn neither_order_nor_steps_change_a_number() {
-    let home = Home::new();
+    let home = home();
     let mut mixed = lines(true);
     mixed.sort_by_key(|line| line["idx"].as_u64());
     home.write("m.jsonl", text(&mixed));
     let of = |task: &str, flags: &str| {
         let journal = home.path("j");
         let _ = fs::remove_file(&journal);
-        home.json(&format!("MODEL --bits 4 --no-measure --no-cache --task {task} {flags} --resume @j"));
-        let mut records = home.records("j");
+        home.json(&format!("eval MODEL --bits 4 --no-measure --no-cache --task {task} {flags} --resume @j"));
+        let mut records = records(&home, "j");
         records.sort_by_key(|r| (r["document"].as_u64(), r["uncond"].as_bool()));
         records
     };
@@ -204,9 +158,9 @@ fn neither_order_nor_steps_change_a_number() {
 
 #[test]
 fn the_answer_for_people_and_for_programs() {
-    let home = Home::new();
+    let home = home();
     home.write("w.jsonl.gz", gzip(&text(&other_contexts())));
-    let (code, stdout, stderr) = home.run("MODEL --no-cache --task @q.jsonl");
+    let (code, stdout, stderr) = home.run("eval MODEL --no-cache --task @q.jsonl");
     assert_eq!(code, Some(0), "{stderr}");
     assert_eq!(stdout.lines().count(), 2, "{stdout}");
     assert!(
@@ -214,10 +168,10 @@ fn the_answer_for_people_and_for_programs() {
         "{stdout}"
     );
     assert!(stderr.contains("q: 4 of 4 documents"), "{stderr}");
-    let (_, stdout, _) = home.run("MODEL --no-cache --task @q.jsonl --task @w.jsonl.gz");
+    let (_, stdout, _) = home.run("eval MODEL --no-cache --task @q.jsonl --task @w.jsonl.gz");
     assert!(stdout.lines().count() == 4 && stdout.contains("\naverage "), "{stdout}");
 
-    let both = home.json("MODEL --no-cache --task @q.jsonl --task @w.jsonl.gz");
+    let both = home.json("eval MODEL --no-cache --task @q.jsonl --task @w.jsonl.gz");
     let (q, w, average) = (&both["tasks"][0], &both["tasks"][1], &both["average"]);
     assert_eq!((&q["task"], &q["documents"]), (&"q".into(), &4.into()));
     assert_eq!((&w["task"], &w["documents"], &w["chance"]), (&"w".into(), &3.into(), &0.5.into()));
@@ -227,23 +181,23 @@ fn the_answer_for_people_and_for_programs() {
     assert!((average["acc"].as_f64().unwrap() - mean).abs() < 1e-15, "{both}");
     assert_eq!((&average["documents"], &both["model"]["path"]), (&7.into(), &"lut".into()));
 
-    let two = home.json("MODEL --no-cache --task @q.jsonl --limit 2");
+    let two = home.json("eval MODEL --no-cache --task @q.jsonl --limit 2");
     // A model of stories knows what stories are made of.
     assert_eq!((&two["tasks"][0]["documents"], &two["tasks"][0]["acc"]), (&2.into(), &1.0.into()));
     assert!(two["average"].is_null());
 
     // A form of compression is no other task.
     home.write("z.jsonl", text(&lines(true)));
-    home.json("MODEL --no-cache --task @z.jsonl --resume @j");
+    home.json("eval MODEL --no-cache --task @z.jsonl --resume @j");
     home.write("z.jsonl", gzip(&text(&lines(true))));
-    let (_, _, stderr) = home.run("MODEL --no-cache --task @z.jsonl --resume @j");
+    let (_, _, stderr) = home.run("eval MODEL --no-cache --task @z.jsonl --resume @j");
     assert!(stderr.contains("which has 8 results"), "{stderr}");
 }
 
 /// From log-probabilities that were made up to accuracies that were worked out by hand.
 #[test]
 fn accuracies_are_lm_evals() {
-    let home = Home::new();
+    let home = home();
     let mut task = Vec::new();
     for uncond in [false, true] {
         for (doc, choices, label) in [(0, 2, 1), (1, 2, 0), (2, 2, 1), (3, 3, 2)] {
@@ -257,7 +211,7 @@ fn accuracies_are_lm_evals() {
         }
     }
     home.write("t.jsonl", text(&task));
-    home.json("MODEL --path plain --task @t.jsonl --resume @j");
+    home.json("eval MODEL --path plain --task @t.jsonl --resume @j");
     let header = home.read("j").lines().next().unwrap().to_owned();
     let record = |document: usize, uncond: bool, log_probs: &[f64]| {
         json!({ "task": 0, "document": document, "uncond": uncond, "log_probs": log_probs }).to_string()
@@ -274,7 +228,7 @@ fn accuracies_are_lm_evals() {
         record(3, true, &[-9.0, -8.0, -9.5]), // 0, 0, 1: 2, right
     ];
     home.write("j", records.join("\n") + "\n");
-    let figures = home.json("MODEL --path plain --task @t.jsonl --resume @j");
+    let figures = home.json("eval MODEL --path plain --task @t.jsonl --resume @j");
     let figures = &figures["tasks"][0];
     for (key, value) in [("acc", 0.5), ("acc_norm", 0.5), ("acc_uncond", 0.5)] {
         assert_eq!(figures[key], value, "{key} of {figures}");
@@ -285,7 +239,7 @@ fn accuracies_are_lm_evals() {
     assert_eq!(home.read("j"), records.join("\n") + "\n", "nothing was computed again");
     // One document at a time tells which of them were right.
     for (limit, right) in [(1, [0.0, 1.0, 1.0]), (2, [1.0, 1.0, 1.0]), (3, [2.0, 2.0, 1.0])] {
-        let some = home.json(&format!("MODEL --path plain --task @t.jsonl --resume @j --limit {limit}"));
+        let some = home.json(&format!("eval MODEL --path plain --task @t.jsonl --resume @j --limit {limit}"));
         for (key, right) in ["acc", "acc_norm", "acc_uncond"].into_iter().zip(right) {
             let found = some["tasks"][0][key].as_f64().unwrap() * f64::from(limit);
             assert!((found - right).abs() < 1e-15, "{key} of {some}");
@@ -301,9 +255,9 @@ fn same(mut figures: Value) -> Value {
 
 #[test]
 fn a_killed_run_goes_on_where_it_stopped() {
-    let home = Home::new();
+    let home = home();
     home.write("w.jsonl", text(&other_contexts()));
-    let all = "MODEL --no-cache --task @q.jsonl --task @w.jsonl";
+    let all = "eval MODEL --no-cache --task @q.jsonl --task @w.jsonl";
     let whole = same(home.json(&format!("{all} --resume @whole")));
     assert_eq!(same(home.json(all)), whole);
     let journal = home.read("whole");
@@ -311,9 +265,9 @@ fn a_killed_run_goes_on_where_it_stopped() {
 
     // First some, then all.
     home.json(&format!("{all} --resume @j --limit 2"));
-    assert_eq!(home.records("j").len(), 4 + 2);
+    assert_eq!(records(&home, "j").len(), 4 + 2);
     assert_eq!(same(home.json(&format!("{all} --resume @j"))), whole);
-    assert_eq!(home.records("j").len(), 8 + 3);
+    assert_eq!(records(&home, "j").len(), 8 + 3);
     // And fewer again.
     assert_eq!(
         same(home.json(&format!("{all} --resume @j --limit 2"))),
@@ -333,20 +287,26 @@ fn a_killed_run_goes_on_where_it_stopped() {
 
 #[test]
 fn a_journal_of_something_else_is_refused_and_left_as_it_is() {
-    let home = Home::new();
+    let home = home();
     home.write("w.jsonl", text(&other_contexts()));
-    let usual = "MODEL --path plain --task @q.jsonl --resume @j";
+    let usual = "eval MODEL --path plain --task @q.jsonl --resume @j";
     home.json(usual);
     let journal = home.read("j");
     for (line, says) in [
-        ("OTHER --path plain --task @q.jsonl --resume @j", "is the journal of another model"),
-        ("MODEL --path plain --task @w.jsonl --resume @j", "is the journal of other tasks"),
-        ("MODEL --path plain --task @q.jsonl --task @w.jsonl --resume @j", "is the journal of other tasks"),
-        ("MODEL --path plain --task @q.jsonl --resume @j -ctk f32", "type_k \"f16\", not \"f32\""),
-        ("MODEL --path plain --task @q.jsonl --resume @j -c 100", "ctx_size 512, not 100"),
-        ("MODEL --path plain --task @q.jsonl --resume @j --exact-prompts", "exact_prompts false, not true"),
+        ("eval OTHER --path plain --task @q.jsonl --resume @j", "is the journal of another model"),
+        ("eval MODEL --path plain --task @w.jsonl --resume @j", "is the journal of other tasks"),
+        (
+            "eval MODEL --path plain --task @q.jsonl --task @w.jsonl --resume @j",
+            "is the journal of other tasks",
+        ),
+        ("eval MODEL --path plain --task @q.jsonl --resume @j -ctk f32", "type_k \"f16\", not \"f32\""),
+        ("eval MODEL --path plain --task @q.jsonl --resume @j -c 100", "ctx_size 512, not 100"),
+        (
+            "eval MODEL --path plain --task @q.jsonl --resume @j --exact-prompts",
+            "exact_prompts false, not true",
+        ),
         // Other bytes multiplied in another way.
-        ("MODEL --no-cache --task @q.jsonl --resume @j", "is the journal of another model"),
+        ("eval MODEL --no-cache --task @q.jsonl --resume @j", "is the journal of another model"),
     ] {
         home.fails(line, 1, says);
         assert_eq!(home.read("j"), journal);
@@ -371,7 +331,7 @@ fn a_journal_of_something_else_is_refused_and_left_as_it_is() {
         home.fails(usual, 1, says);
         assert_eq!(home.read("j"), wrong);
     }
-    home.fails("MODEL --path plain --task @q.jsonl --resume @no/j", 1, "cannot open the journal");
+    home.fails("eval MODEL --path plain --task @q.jsonl --resume @no/j", 1, "cannot open the journal");
     // Another process is at it.
     home.write("j", &journal);
     let other = fs::File::open(home.path("j")).unwrap();
@@ -381,7 +341,7 @@ fn a_journal_of_something_else_is_refused_and_left_as_it_is() {
 
 #[test]
 fn bad_input_is_named() {
-    let home = Home::new();
+    let home = home();
     let good = text(&lines(false));
     let with = |n: usize, change: &dyn Fn(&mut Value)| {
         let mut lines = lines(false);
@@ -423,28 +383,28 @@ fn bad_input_is_named() {
     for (bytes, says) in cases {
         home.write("bad.jsonl", &bytes);
         let start = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
-        let (code, stdout, stderr) = home.run("MODEL --path plain --task @bad.jsonl");
+        let (code, stdout, stderr) = home.run("eval MODEL --path plain --task @bad.jsonl");
         assert_eq!((code, stdout.as_str()), (Some(1), ""), "{says}: {start}: {stderr}");
         assert!(stderr.contains("bad.jsonl") && stderr.contains(says), "{says}: {start}: {stderr}");
         assert!(!stderr.contains("panicked"), "{stderr}");
     }
-    home.fails("MODEL --path plain --task @none.jsonl", 1, "cannot open");
+    home.fails("eval MODEL --path plain --task @none.jsonl", 1, "cannot open");
     // A model whose last weight is no number.
     let mut model = fs::read(MODEL).unwrap();
     let last = model.len() - 4;
     model[last..].copy_from_slice(&f32::NAN.to_le_bytes());
     home.write("nan.gguf", model);
-    home.fails("@nan.gguf --path plain --task @q.jsonl", 1, "not finite in");
-    home.fails("MODEL --path plain --task @q.jsonl --limit 0", 1, "--limit");
-    home.fails("MODEL --path plain", 2, "--task");
+    home.fails("eval @nan.gguf --path plain --task @q.jsonl", 1, "not finite in");
+    home.fails("eval MODEL --path plain --task @q.jsonl --limit 0", 1, "--limit");
+    home.fails("eval MODEL --path plain", 2, "--task");
 }
 
 #[test]
 fn what_is_too_long_is_cut_and_said_once() {
-    let home = Home::new();
-    let (code, _, stderr) = home.run("MODEL --path plain --task @q.jsonl -c 20");
+    let home = home();
+    let (code, _, stderr) = home.run("eval MODEL --path plain --task @q.jsonl -c 20");
     assert_eq!(code, Some(0), "{stderr}");
     assert_eq!(stderr.matches("do not fit in 20 positions").count(), 1, "{stderr}");
-    let (_, _, stderr) = home.run("MODEL --path plain --task @q.jsonl");
+    let (_, _, stderr) = home.run("eval MODEL --path plain --task @q.jsonl");
     assert!(!stderr.contains("do not fit"), "{stderr}");
 }

@@ -1,54 +1,8 @@
 //! `perplexity` and `kl` as a person runs them, on a model of 260 thousand weights.
 
-use serde_json::Value;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+mod common;
 
-const MODEL: &str =
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tests/data/reference/stories260K-f32.gguf");
-const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/story.txt");
-
-struct Home(tempfile::TempDir);
-
-impl Home {
-    fn new() -> Home {
-        Home(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// Exit code, stdout, stderr of the verb on the model and the text, with two threads.
-    fn run(&self, line: &str) -> (Option<i32>, String, String) {
-        let words = line.split_whitespace().map(|w| match w {
-            "MODEL" => MODEL.into(),
-            "TEXT" => TEXT.into(),
-            w if w.starts_with('@') => self.path(&w[1..]).into_os_string(),
-            w => w.into(),
-        });
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lutite"));
-        command.args(words).args(["-t", "2"]).env_clear().env("HOME", self.0.path()).stdin(Stdio::null());
-        let Output { status, stdout, stderr } = command.output().unwrap();
-        (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
-    }
-
-    fn json(&self, line: &str) -> Value {
-        let (code, stdout, stderr) = self.run(&format!("{line} --json"));
-        assert_eq!(code, Some(0), "{line}: {stderr}");
-        serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{line}: {e}: {stdout}"))
-    }
-
-    fn fails(&self, line: &str, code: i32, says: &str) {
-        let (found, stdout, stderr) = self.run(line);
-        assert_eq!((found, stdout.as_str()), (Some(code), ""), "{line}: {stderr}");
-        assert!(stderr.contains(says), "{line}: {stderr}");
-    }
-}
-
-fn number(v: &Value, key: &str) -> f64 {
-    v[key].as_f64().unwrap_or_else(|| panic!("{key} in {v}"))
-}
+use common::{Home, number};
 
 #[track_caller]
 fn close(a: f64, b: f64, relative: f64) {
@@ -136,7 +90,7 @@ fn kl_against_a_file_equals_kl_against_the_model() {
     assert_eq!((&few["positions"], &few["chunks"]), (&62.into(), &2.into()));
 
     let bytes = std::fs::read(home.path("b.kld")).unwrap();
-    std::fs::write(home.path("cut.kld"), &bytes[..bytes.len() / 2]).unwrap();
+    home.write("cut.kld", &bytes[..bytes.len() / 2]);
     home.fails("kl MODEL --base @cut.kld --no-cache", 1, "was cut short");
     home.fails("kl MODEL --base @none.kld --no-cache", 1, "none.kld");
     home.fails("kl MODEL --base TEXT --no-cache", 1, "does not begin with `_logits_`");
@@ -145,15 +99,15 @@ fn kl_against_a_file_equals_kl_against_the_model() {
         other.extend(n.to_le_bytes());
     }
     other.extend([0; 12]);
-    std::fs::write(home.path("other.kld"), &other).unwrap();
+    home.write("other.kld", &other);
     home.fails("kl MODEL --base @other.kld --no-cache", 1, "a vocabulary of 2 tokens");
 }
 
 #[test]
 fn mistakes_are_named() {
     let home = Home::new();
-    std::fs::write(home.path("short.txt"), "Once upon a time.").unwrap();
-    std::fs::write(home.path("bytes.txt"), [0xff, 0xfe, 0x00]).unwrap();
+    home.write("short.txt", "Once upon a time.");
+    home.write("bytes.txt", [0xff, 0xfe, 0x00]);
     home.fails("perplexity MODEL -f @short.txt -c 64 --path plain", 1, "one chunk needs 64");
     home.fails("kl MODEL -f @short.txt -c 64 --no-cache", 1, "one chunk needs 64");
     home.fails("perplexity MODEL -f @none.txt --path plain", 1, "cannot read the text");

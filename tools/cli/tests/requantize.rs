@@ -1,29 +1,8 @@
 //! A model packed to fewer bits names what that lost, as a person sees it, on a model of 260 thousand weights.
 
-use serde_json::Value;
-use std::process::{Command, Output, Stdio};
+mod common;
 
-const MODEL: &str =
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tests/data/reference/stories260K-f32.gguf");
-
-/// Exit code, stdout, stderr, with two threads and this home folder.
-fn lutite(home: &tempfile::TempDir, line: &str) -> (Option<i32>, String, String) {
-    let words = line.split_whitespace().map(|w| match w {
-        "MODEL" => MODEL.into(),
-        w if w.starts_with('@') => home.path().join(&w[1..]).into_os_string(),
-        w => w.into(),
-    });
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lutite"));
-    command.args(words).env_clear().env("HOME", home.path()).stdin(Stdio::null());
-    let Output { status, stdout, stderr } = command.output().unwrap();
-    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
-}
-
-fn fine(home: &tempfile::TempDir, line: &str) -> (String, String) {
-    let (code, stdout, stderr) = lutite(home, line);
-    assert_eq!(code, Some(0), "{line}: {stderr}");
-    (stdout, stderr)
-}
+use common::Home;
 
 /// The line that starts with `warning: weights of`.
 fn warning(stderr: &str) -> Option<&str> {
@@ -34,39 +13,37 @@ const RUN: &str = "run -m MODEL -p Once --chat-template none -n 4 --seed 1 -t 2"
 
 #[test]
 fn run_measures_once_and_tells_always() {
-    let home = tempfile::tempdir().unwrap();
-    let (_, first) = fine(&home, &format!("{RUN} --bits 4"));
+    let home = Home::new();
+    let (_, first) = home.fine(&format!("{RUN} --bits 4"));
     let told = warning(&first).unwrap_or_else(|| panic!("{first}"));
     assert!(told.contains("q4-g64-hlq8: KL ") && told.contains("over 512 tokens"), "{told}");
     assert!(first.contains("measuring what"), "{first}");
-    let (_, second) = fine(&home, &format!("{RUN} --bits 4"));
+    let (_, second) = home.fine(&format!("{RUN} --bits 4"));
     assert_eq!(warning(&second), Some(told));
     assert!(!second.contains("measuring what"), "{second}");
     // The figures do not depend on how many threads there were, nor on where the result lies.
-    let (_, in_memory) = fine(&home, &format!("{} --bits 4 --no-cache", RUN.replace("-t 2", "-t 1")));
+    let (_, in_memory) = home.fine(&format!("{} --bits 4 --no-cache", RUN.replace("-t 2", "-t 1")));
     assert_eq!(warning(&in_memory), Some(told));
     // There is a better way to fewer bits.
     let better = "`lutite quantize` does";
-    assert!(fine(&home, &format!("{RUN} --bits 3")).1.contains(better) && !second.contains(better));
+    assert!(home.fine(&format!("{RUN} --bits 3")).1.contains(better) && !second.contains(better));
     // Exact weights have lost nothing.
-    let (_, exact) = fine(&home, RUN);
+    let (_, exact) = home.fine(RUN);
     assert_eq!(warning(&exact), None);
 }
 
 #[test]
 fn quantize_and_inspect_tell_the_loss() {
-    let home = tempfile::tempdir().unwrap();
+    let home = Home::new();
     let loss = |bits: u32| {
-        let (_, told) = fine(
-            &home,
-            &format!("quantize MODEL -o @{bits}.gguf --bits {bits} --head-bits {bits} --method als -t 2"),
-        );
+        let (_, told) = home.fine(&format!(
+            "quantize MODEL -o @{bits}.gguf --bits {bits} --head-bits {bits} --method als -t 2"
+        ));
         let told = warning(&told).unwrap().to_owned();
-        let (json, _) = fine(&home, &format!("inspect @{bits}.gguf --json"));
-        let loss = serde_json::from_str::<Value>(&json).unwrap()["packed"]["loss"].clone();
+        let loss = home.json(&format!("inspect @{bits}.gguf"))["packed"]["loss"].clone();
         assert!(told.ends_with(loss["text"].as_str().unwrap()), "{told}: {loss}");
         assert_eq!(loss["tokens"], 512);
-        let (text, _) = fine(&home, &format!("inspect @{bits}.gguf"));
+        let (text, _) = home.fine(&format!("inspect @{bits}.gguf"));
         assert!(text.contains(loss["text"].as_str().unwrap()), "{text}");
         (loss["kl"].as_f64().unwrap(), loss["same_top"].as_f64().unwrap())
     };
@@ -74,8 +51,7 @@ fn quantize_and_inspect_tell_the_loss() {
     assert!(two.0 > 2.0 * four.0 && four.0 > 2.0 * eight.0 && eight.0 > 0.0, "{two:?} {four:?} {eight:?}");
     assert!(two.1 < four.1 && four.1 < eight.1 && eight.1 > 0.9, "{two:?} {four:?} {eight:?}");
 
-    let (_, told) = fine(&home, "quantize MODEL -o @none.gguf --bits 2 --method als --no-measure");
+    let (_, told) = home.fine("quantize MODEL -o @none.gguf --bits 2 --method als --no-measure");
     assert!(warning(&told).unwrap().ends_with("q2-g64-hlq8: loss not measured"), "{told}");
-    let (code, _, stderr) = lutite(&home, "run -m @none.gguf -p Once --bits 2");
-    assert!(code == Some(1) && stderr.contains("packed already"), "{stderr}");
+    home.fails("run -m @none.gguf -p Once --bits 2", 1, "packed already");
 }

@@ -1,93 +1,40 @@
 //! Stacked files, from `quantize --stack` to a conversation whose memory changes, on a model of 260 thousand weights.
 
+mod common;
+
+use common::{Home, number, stories};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-const MODEL: &str =
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tests/data/reference/stories260K-f32.gguf");
-const STORY: &str = include_str!("data/story.txt");
-
-struct Home(tempfile::TempDir);
-
-impl Home {
-    /// With a stacked model, `@stack.gguf`.
-    fn new() -> Home {
-        static STACK: OnceLock<Vec<u8>> = OnceLock::new();
-        let home = Home(tempfile::tempdir().unwrap());
-        let stack = STACK.get_or_init(|| {
-            fs::write(home.path("text"), STORY.repeat(8)).unwrap();
-            let line =
-                "quantize MODEL --stack=2,3,4,6 --group 32 --calib @text --calib-tokens 2048 -o @made.gguf";
-            let (_, said) = home.fine(line);
-            assert!(said.contains("108 blocks"), "{said}");
-            let left: Vec<_> = fs::read_dir(home.0.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-            assert!(!left.iter().any(|name| name.to_str().unwrap().contains("work")), "{left:?}");
-            fs::read(home.path("made.gguf")).unwrap()
-        });
-        fs::write(home.path("stack.gguf"), stack).unwrap();
-        home
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn start(&self, line: &str) -> Child {
-        let words = line.split_whitespace().map(|w| match w {
-            "MODEL" => MODEL.into(),
-            w if w.starts_with('@') => self.path(&w[1..]).into_os_string(),
-            w => w.into(),
-        });
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lutite"));
-        command.args(words).env_clear().env("HOME", self.0.path());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.spawn().unwrap()
-    }
-
-    /// Exit code, stdout and stderr.
-    fn run(&self, line: &str, input: &str) -> (Option<i32>, String, String) {
-        let mut child = self.start(line);
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-        let out = child.wait_with_output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        (out.status.code(), text(out.stdout), text(out.stderr))
-    }
-
-    fn fine(&self, line: &str) -> (String, String) {
-        let (code, out, said) = self.run(line, "");
-        assert_eq!(code, Some(0), "{line}: {said}");
-        (out, said)
-    }
-
-    fn refused(&self, line: &str) -> String {
-        let (code, _, said) = self.run(line, "");
-        assert_eq!(code, Some(1), "{line}: {said}");
-        said
-    }
-
-    fn json(&self, line: &str) -> Value {
-        serde_json::from_str(&self.fine(line).0).unwrap()
-    }
-
-    /// What it answers at temperature 0.
-    fn answer(&self, file: &str, more: &str) -> String {
-        self.fine(&format!("run -m @{file} -p Once --chat-template none --temp 0 -n 40 {more}")).0
-    }
+/// With a stacked model, `@stack.gguf`.
+fn home() -> Home {
+    static STACK: OnceLock<Vec<u8>> = OnceLock::new();
+    let home = Home::new();
+    let stack = STACK.get_or_init(|| {
+        home.write("text", stories());
+        let line =
+            "quantize MODEL --stack=2,3,4,6 --group 32 --calib @text --calib-tokens 2048 -o @made.gguf";
+        let (_, said) = home.fine(line);
+        assert!(said.contains("108 blocks"), "{said}");
+        assert!(!home.names().iter().any(|name| name.contains("work")), "{:?}", home.names());
+        fs::read(home.path("made.gguf")).unwrap()
+    });
+    home.write("stack.gguf", stack);
+    home
 }
 
-fn number(v: &Value, key: &str) -> f64 {
-    v[key].as_f64().unwrap_or_else(|| panic!("{key} of {v}"))
+/// What a model answers at temperature 0.
+fn answer(home: &Home, file: &str, more: &str) -> String {
+    home.fine(&format!("run -m @{file} -p Once --chat-template none --temp 0 -n 40 {more}")).0
 }
 
 #[test]
 fn the_curve_falls_and_plan_says_what_memory_is_worth() {
-    let home = Home::new();
-    let about = home.json("inspect @stack.gguf --json --svg @curve.svg");
+    let home = home();
+    let about = home.json("inspect @stack.gguf --svg @curve.svg");
     let curve = about["stack"]["curve"].as_array().unwrap();
     assert!(curve.len() >= 15, "{about}");
     for pair in curve.windows(2) {
@@ -100,9 +47,9 @@ fn the_curve_falls_and_plan_says_what_memory_is_worth() {
     let svg = fs::read_to_string(home.path("curve.svg")).unwrap();
     assert!(svg.matches("<circle").count() == curve.len() && svg.trim_end().ends_with("</svg>"));
     assert!(home.fine("inspect @stack.gguf").0.contains("108 of 108 blocks"));
-    assert!(home.refused("inspect MODEL --svg @no.svg").contains("not stacked"));
+    home.fails("inspect MODEL --svg @no.svg", 1, "not stacked");
 
-    let rows = home.json("plan @stack.gguf --json -c 64");
+    let rows = home.json("plan @stack.gguf -c 64");
     let rows = rows.as_array().unwrap();
     assert!(rows.len() >= 6, "{rows:?}");
     for pair in rows.windows(2) {
@@ -110,89 +57,85 @@ fn the_curve_falls_and_plan_says_what_memory_is_worth() {
         assert!(number(&pair[0], "kl") >= number(&pair[1], "kl"), "{pair:?}");
     }
     assert!(rows.iter().all(|row| number(row, "tokens_per_second") > 0.0));
-    let one = home.json("plan @stack.gguf --json --mem 500M --no-speed -c 64");
+    let one = home.json("plan @stack.gguf --mem 500M --no-speed -c 64");
     assert_eq!(one[0]["blocks"], 108, "{one}");
-    let said = home.refused("plan @stack.gguf --mem 1M");
-    assert!(said.contains("MB; allow more") || said.contains("MiB"), "{said}");
+    home.fails("plan @stack.gguf --mem 1M", 1, "the program alone takes");
     // A file without blocks is all or nothing.
-    let plain = home.json("plan MODEL --bits 4 --no-measure --json -c 64");
+    let plain = home.json("plan MODEL --bits 4 --no-measure -c 64");
     assert_eq!((plain.as_array().unwrap().len(), &plain[0]["blocks"]), (1, &Value::Null));
 }
 
 #[test]
 fn a_trimmed_file_is_a_file_that_was_cut_off_but_for_its_head() {
-    let home = Home::new();
+    let home = home();
     let whole = fs::read(home.path("stack.gguf")).unwrap();
-    let all = home.json("inspect @stack.gguf --json");
+    let all = home.json("inspect @stack.gguf");
     let curve = all["stack"]["curve"].as_array().unwrap();
     let point = &curve[curve.len() / 2];
     let cut = number(point, "file_bytes") as usize;
-    fs::write(home.path("cut.gguf"), &whole[..cut + 100]).unwrap();
-    assert_eq!(home.json("inspect @cut.gguf --json")["stack"]["present"], point["blocks"]);
+    home.write("cut.gguf", &whole[..cut + 100]);
+    assert_eq!(home.json("inspect @cut.gguf")["stack"]["present"], point["blocks"]);
     // Of the file that was cut off everything fits.
     let (_, said) = home.fine(&format!("trim @cut.gguf --size {cut} -o @trimmed.gguf"));
     assert!(said.contains(&format!("{} of 108 blocks", point["blocks"])), "{said}");
-    let trimmed = home.json("inspect @trimmed.gguf --json");
+    let trimmed = home.json("inspect @trimmed.gguf");
     assert_eq!(trimmed["stack"]["blocks"], point["blocks"]);
     let last = trimmed["stack"]["curve"].as_array().unwrap().last().unwrap();
     assert!(["blocks", "kl", "resident_bytes"].iter().all(|key| last[key] == point[key]), "{last}");
     // Of the whole file perhaps a block more, since its head becomes shorter.
     home.fine(&format!("trim @stack.gguf --size {cut} -o @part.gguf"));
     assert!(fs::metadata(home.path("part.gguf")).unwrap().len() <= cut as u64);
-    assert!(number(&home.json("inspect @part.gguf --json")["stack"], "blocks") >= number(point, "blocks"));
-    assert_eq!(home.answer("cut.gguf", ""), home.answer("trimmed.gguf", ""));
-    assert_eq!(home.answer("cut.gguf", "--mem 500M"), home.answer("trimmed.gguf", ""));
+    assert!(number(&home.json("inspect @part.gguf")["stack"], "blocks") >= number(point, "blocks"));
+    assert_eq!(answer(&home, "cut.gguf", ""), answer(&home, "trimmed.gguf", ""));
+    assert_eq!(answer(&home, "cut.gguf", "--mem 500M"), answer(&home, "trimmed.gguf", ""));
     home.fine("verify @cut.gguf");
     // A file that was cut off can be trimmed as well, but not below the least model, nor can one be cut off there.
     let least = number(&curve[0], "file_bytes") as usize;
     home.fine(&format!("trim @cut.gguf --size {least} -o @least.gguf"));
-    assert!(home.refused("trim @cut.gguf --size 50k -o @no.gguf").contains("the least model has"));
-    fs::write(home.path("no.gguf"), &whole[..least - 50]).unwrap();
-    home.refused("run -m @no.gguf -p Once");
-    let said = home.refused("trim MODEL --size 50k -o @no.gguf");
-    assert!(said.contains("only stacked files can be trimmed"), "{said}");
+    home.fails("trim @cut.gguf --size 50k -o @no.gguf", 1, "the least model has");
+    home.write("no.gguf", &whole[..least - 50]);
+    home.fails("run -m @no.gguf -p Once", 1, "cut off or damaged");
+    home.fails("trim MODEL --size 50k -o @no.gguf", 1, "only stacked files can be trimmed");
 }
 
 #[test]
 fn memory_decides_what_is_read_and_damage_is_named() {
-    let home = Home::new();
-    assert_eq!(home.answer("stack.gguf", ""), home.answer("stack.gguf", "--mem 70%"));
+    let home = home();
+    assert_eq!(answer(&home, "stack.gguf", ""), answer(&home, "stack.gguf", "--mem 70%"));
     let (_, said) = home.fine("run -m @stack.gguf -p Once --chat-template none -n 4");
     assert!(said.contains("108 of 108 blocks, weights of 0.3 MB"), "{said}");
-    let said = home.refused("run -m @stack.gguf -p Once --mem 1M");
-    assert!(said.contains("the program alone takes"), "{said}");
+    home.fails("run -m @stack.gguf -p Once --mem 1M", 1, "the program alone takes");
 
     let mut bytes = fs::read(home.path("stack.gguf")).unwrap();
     let last = bytes.len() - 1000;
     bytes[last] ^= 1;
-    fs::write(home.path("damaged.gguf"), &bytes).unwrap();
+    home.write("damaged.gguf", &bytes);
     for line in
         ["run -m @damaged.gguf -p Once", "run -m @damaged.gguf -p Once --mem 300M", "verify @damaged.gguf"]
     {
-        let (code, out, said) = home.run(line, "");
+        let (code, out, said) = home.run(line);
         let said = said + &out;
         assert_eq!(code, Some(1), "{line}: {said}");
         assert!(said.contains("does not match its checksum") && said.contains(".v"), "{line}: {said}");
     }
     // What lies before it is a model.
-    let about = home.json("inspect @stack.gguf --json");
+    let about = home.json("inspect @stack.gguf");
     let curve = about["stack"]["curve"].as_array().unwrap();
     let before = number(&curve[curve.len() - 2], "file_bytes") as usize;
-    fs::write(home.path("before.gguf"), &bytes[..before]).unwrap();
+    home.write("before.gguf", &bytes[..before]);
     home.fine("run -m @before.gguf -p Once -n 4 --chat-template none");
 }
 
 #[test]
 fn levels_of_signs_make_a_stack_as_well() {
-    let home = Home::new();
-    fs::write(home.path("text"), STORY.repeat(8)).unwrap();
+    let home = home();
+    home.write("text", stories());
     let line = "quantize MODEL --bitstack 5:1 --calib @text --calib-tokens 2048 -o @levels.gguf";
     let (_, said) = home.fine(line);
     // 35 matrices, and one level is of no use.
     assert!(said.contains("levels of all matrices: 1, KL") && said.contains("105 blocks"), "{said}");
-    let left: Vec<_> = fs::read_dir(home.0.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert!(!left.iter().any(|name| name.to_str().unwrap().contains("work")), "{left:?}");
-    let about = home.json("inspect @levels.gguf --json");
+    assert!(!home.names().iter().any(|name| name.contains("work")), "{:?}", home.names());
+    let about = home.json("inspect @levels.gguf");
     let curve = about["stack"]["curve"].as_array().unwrap();
     for pair in curve.windows(2) {
         let noise = 2.0 * number(&pair[0], "kl_error");
@@ -205,11 +148,11 @@ fn levels_of_signs_make_a_stack_as_well() {
     let (first, last) = (number(&curve[0], "kl"), number(&curve[curve.len() - 1], "kl"));
     assert!(first < 4.0 && last < 0.5, "{first} {last}");
     // The same by the file's map, in memory of its own, cut off and trimmed.
-    assert_eq!(home.answer("levels.gguf", ""), home.answer("levels.gguf", "--mem 500M"));
+    assert_eq!(answer(&home, "levels.gguf", ""), answer(&home, "levels.gguf", "--mem 500M"));
     let cut = number(&curve[curve.len() / 2], "file_bytes") as usize;
-    fs::write(home.path("cut.gguf"), &fs::read(home.path("levels.gguf")).unwrap()[..cut + 40]).unwrap();
+    home.write("cut.gguf", &fs::read(home.path("levels.gguf")).unwrap()[..cut + 40]);
     home.fine(&format!("trim @cut.gguf --size {cut} -o @trimmed.gguf"));
-    assert_eq!(home.answer("cut.gguf", ""), home.answer("trimmed.gguf", "--mem 500M"));
+    assert_eq!(answer(&home, "cut.gguf", ""), answer(&home, "trimmed.gguf", "--mem 500M"));
     home.fine("verify @trimmed.gguf");
     home.fine("export @trimmed.gguf @floats.gguf --type f32");
     // Again, the same bytes.
@@ -217,18 +160,17 @@ fn levels_of_signs_make_a_stack_as_well() {
     assert!(fs::read(home.path("levels.gguf")).unwrap() == fs::read(home.path("again.gguf")).unwrap());
     // Of use or not.
     home.fine("quantize MODEL --bitstack 1-2:1 --calib @text --calib-tokens 128 -o @one.gguf");
-    assert_eq!(home.json("inspect @one.gguf --json")["stack"]["blocks"], 35);
+    assert_eq!(home.json("inspect @one.gguf")["stack"]["blocks"], 35);
     for wrong in ["1", "33", "4:3", "4:", "x", "0-3", "3-3", "-3"] {
-        let (code, _, said) = home.run(&format!("quantize MODEL --bitstack={wrong} -o @no.gguf"), "");
-        assert!(code == Some(2) && said.contains("such as 6, 6:2 or 1-6:2"), "{said}");
+        home.fails(&format!("quantize MODEL --bitstack={wrong} -o @no.gguf"), 2, "such as 6, 6:2 or 1-6:2");
     }
 }
 
 #[test]
 fn a_conversation_goes_on_while_its_memory_changes() {
-    let home = Home::new();
+    let home = home();
     let input = "Once\n/stats\n/mem 1M\n/mem\n/mem many\n/mem 400M\nupon\n/stats\n";
-    let (code, out, said) = home.run("chat -m @stack.gguf --chat-template none --temp 0 -n 8", input);
+    let (code, out, said) = home.talk("chat -m @stack.gguf --chat-template none --temp 0 -n 8", input);
     assert_eq!(code, Some(0), "{said}");
     assert!(out.lines().count() >= 2, "{out}");
     assert!(said.contains("the program alone takes") && said.contains("an amount such as 300M"), "{said}");
@@ -237,13 +179,12 @@ fn a_conversation_goes_on_while_its_memory_changes() {
 
 #[test]
 fn a_model_that_is_still_arriving_answers_and_gets_better() {
-    let home = Home::new();
+    let home = home();
     let whole = fs::read(home.path("stack.gguf")).unwrap();
-    let about = home.json("inspect @stack.gguf --json");
+    let about = home.json("inspect @stack.gguf");
     let curve = about["stack"]["curve"].as_array().unwrap();
     let part = number(&curve[4], "file_bytes") as usize + 77;
-    let file = home.path("arriving.gguf");
-    fs::write(&file, &whole[..part]).unwrap();
+    home.write("arriving.gguf", &whole[..part]);
     let mut child = home.start("chat -m @arriving.gguf --chat-template none --temp 0 -n 8 --at-once");
     let (mut input, said) = (child.stdin.take().unwrap(), BufReader::new(child.stderr.take().unwrap()));
     let mut said = said.lines().map(Result::unwrap);
@@ -263,7 +204,8 @@ fn a_model_that_is_still_arriving_answers_and_gets_better() {
         }
     };
     until("Once\n/stats\n", &format!("{} of 108 blocks", curve[4]["blocks"]));
-    fs::OpenOptions::new().append(true).open(&file).unwrap().write_all(&whole[part..]).unwrap();
+    let mut file = fs::OpenOptions::new().append(true).open(home.path("arriving.gguf")).unwrap();
+    file.write_all(&whole[part..]).unwrap();
     until("upon\n/stats\n", "108 of 108 blocks");
     drop(input);
     assert!(child.wait().unwrap().success());

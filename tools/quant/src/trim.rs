@@ -29,28 +29,41 @@ pub fn trim(source: &Gguf<'_>, size: u64, path: &Path) -> Result<Trimmed> {
     if stack.blocks().is_empty() {
         return Err(Error::Options("the file has no blocks; only stacked files can be trimmed".into()));
     }
-    let mut blocks = stack.present();
-    loop {
-        let (writer, tensors) = header(source, &directory, blocks)?;
-        let bytes = writer.bytes()?;
-        if bytes > size {
-            if blocks == 0 {
-                return Err(Error::Options(format!("the least model has {bytes} bytes, more than {size}")));
-            }
-            blocks -= 1;
-            continue;
-        }
-        let mut out = header(source, &directory, blocks)?.0.begin(path)?;
-        let mut sums = Vec::with_capacity(tensors.len());
-        for t in &tensors {
-            out.tensor(t.name, t.data)?;
-            sums.push(xxh3_64(t.data));
-        }
-        Stack::store_curve(&mut out, &curve(stack, blocks))?;
-        seal_checksums(&mut out, &sums)?;
-        out.finish()?;
-        return Ok(Trimmed { blocks, bytes });
+    let trimmed = largest(source, &directory, size)?;
+    let (writer, tensors) = header(source, &directory, trimmed.blocks)?;
+    let mut out = writer.begin(path)?;
+    let mut sums = Vec::with_capacity(tensors.len());
+    for t in &tensors {
+        out.tensor(t.name, t.data)?;
+        sums.push(xxh3_64(t.data));
     }
+    Stack::store_curve(&mut out, &curve(stack, trimmed.blocks))?;
+    seal_checksums(&mut out, &sums)?;
+    out.finish()?;
+    Ok(trimmed)
+}
+
+/// The largest file of at most `size` bytes. A block more is never a smaller file: it adds its line to the head, its
+/// tensors, and perhaps a point of the curve, and takes nothing away. So halving what may still fit finds it, with a
+/// whole head made for each of a few numbers only.
+fn largest(source: &Gguf<'_>, directory: &Directory, size: u64) -> Result<Trimmed> {
+    let of = |blocks| -> Result<Trimmed> {
+        Ok(Trimmed { blocks, bytes: header(source, directory, blocks)?.0.bytes()? })
+    };
+    let mut fits = of(0)?;
+    if fits.bytes > size {
+        return Err(Error::Options(format!("the least model has {} bytes, more than {size}", fits.bytes)));
+    }
+    let mut beyond = directory.stack().present() + 1;
+    while beyond - fits.blocks > 1 {
+        let middle = of(fits.blocks.midpoint(beyond))?;
+        if middle.bytes <= size {
+            fits = middle;
+        } else {
+            beyond = middle.blocks;
+        }
+    }
+    Ok(fits)
 }
 
 /// What was measured of so many blocks.

@@ -1,11 +1,14 @@
 //! Stacked files in use: a model whose weights change while it writes, on a model of 260 thousand weights.
 
+mod common;
+
+use common::pack;
 use lutite_kernels::isa::Isa;
 use lutite_models::open::open;
 use lutite_models::{Budget, Model, OpenOptions};
 use lutite_quant::rank::Rise;
 use lutite_quant::stack::{StackJob, parts, stack_to_file};
-use lutite_quant::{Bits, Opened, PackJob, PackOptions, Plan, pack_in_memory, trim};
+use lutite_quant::{Bits, Opened, PackOptions, Trimmed, trim};
 use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::os::file::DataFile;
 use lutite_runtime::os::map::Map;
@@ -24,21 +27,9 @@ const LEVELS: [usize; 3] = [2, 4, 6];
 const LONG: Duration = Duration::from_secs(20);
 
 fn level(planes: usize) -> ModelFile {
-    let map = Map::open(MODEL).unwrap();
-    let source = Gguf::parse(&map).unwrap();
     let bits = Bits::Planes(planes);
     let options = PackOptions { bits, head: Some(bits), group: 32, ..PackOptions::exact() };
-    let job = PackJob {
-        source: &source,
-        source_hash: 0,
-        imatrix: None,
-        fits: None,
-        measure: None,
-        threads: 2,
-        progress: &|_, _| {},
-        cancel: &AtomicBool::new(false),
-    };
-    (&Bytes::new(pack_in_memory(&Plan::new(&source, &options).unwrap(), &job).unwrap())).into()
+    (&pack(&Bytes::new(Map::open(MODEL).unwrap()), &options)).into()
 }
 
 /// A stack of all levels, layer by layer.
@@ -103,6 +94,32 @@ fn any_number_of_blocks_is_the_file_cut_off_there() {
         let done = trim(&Gguf::parse(&std::fs::read(&cut).unwrap()).unwrap(), u64::MAX, &trimmed).unwrap();
         assert_eq!(done.blocks, blocks);
         assert_eq!(logits(&mut session(&trimmed, None, 1)), expected);
+    }
+}
+
+#[test]
+fn a_trimmed_file_is_the_largest_that_fits() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = std::fs::read(stack(folder.path())).unwrap();
+    let gguf = Gguf::parse(&whole).unwrap();
+    let directory = Directory::base(&gguf).unwrap();
+    let out = folder.path().join("trimmed.gguf");
+    // With each number of blocks: what is left of a file that was cut off there.
+    let with = |blocks| {
+        let cut = &whole[..directory.stack().file_bytes(blocks) as usize];
+        let all = trim(&Gguf::parse(cut).unwrap(), u64::MAX, &out).unwrap();
+        assert_eq!((all.blocks, all.bytes), (blocks, out.metadata().unwrap().len()));
+        all.bytes
+    };
+    let sizes: Vec<u64> = (0..=72).map(with).collect();
+    for size in sizes.iter().flat_map(|bytes| [bytes - 1, *bytes]) {
+        match sizes.iter().rposition(|bytes| *bytes <= size) {
+            Some(blocks) => {
+                let found = trim(&gguf, size, &out).unwrap();
+                assert_eq!(found, Trimmed { blocks, bytes: sizes[blocks] });
+            }
+            None => assert!(trim(&gguf, size, &out).is_err()),
+        }
     }
 }
 
