@@ -31,6 +31,7 @@ use config::HfConfig;
 use lutite_runtime::json::{JsonError, Object};
 use lutite_runtime::store::{Bytes, GgufWriter, ModelFile};
 use std::io;
+use tensors::What;
 
 pub use outline::{Outline, Stored, Weight};
 
@@ -54,6 +55,19 @@ const MAX_JSON_BYTES: usize = 256 << 20;
 /// # Errors
 /// [`Error::Folder`] with the file that is missing or cannot be used, and what to do.
 pub fn import(name: &str, open: OpenFile<'_>) -> Result<Imported> {
+    import_what(name, What::All, open)
+}
+
+/// As [`import`], of a model without the matrices of its layers: for readers that have them in another form ([`Outline`]), and
+/// judge what else is in the files.
+///
+/// # Errors
+/// As [`import`].
+pub fn import_rest(name: &str, open: OpenFile<'_>) -> Result<Imported> {
+    import_what(name, What::Rest, open)
+}
+
+fn import_what(name: &str, what: What, open: OpenFile<'_>) -> Result<Imported> {
     let mut folder = Folder { open };
     let mut warnings = Vec::new();
     let text = folder.config()?;
@@ -73,7 +87,7 @@ pub fn import(name: &str, open: OpenFile<'_>) -> Result<Imported> {
     if let Some(template) = chat::template(&mut folder)? {
         w.set("tokenizer.chat_template", template)?;
     }
-    let parts = tensors::add(&mut folder, &config, &mut w)?;
+    let parts = tensors::add(&mut folder, &config, what, &mut w)?;
     Ok(Imported { file: w.assemble(parts)?, warnings })
 }
 

@@ -17,6 +17,13 @@ pub(super) struct Wanted {
     pub(super) optional: bool,
 }
 
+impl Wanted {
+    /// Whether it is a layer's matrix: what a reader of another form has in a form of its own.
+    pub(super) fn is_layers_matrix(&self) -> bool {
+        self.shape.len() == 2 && self.gguf.starts_with("blk.")
+    }
+}
+
 /// Parts of a layer that are vectors.
 const NORMS: [(&str, &str); 2] = [("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm")];
 

@@ -14,6 +14,15 @@ const SINGLE: &str = "model.safetensors";
 /// The list of a model's files.
 const INDEX: &str = "model.safetensors.index.json";
 
+/// Which of a model's tensors are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    /// All, and there may be no others.
+    All,
+    /// All but the matrices of layers, whatever stands in their place.
+    Rest,
+}
+
 /// Where a tensor is.
 pub(super) struct Found<'a> {
     pub(super) shard: &'a str,
@@ -21,13 +30,19 @@ pub(super) struct Found<'a> {
     pub(super) view: TensorView<'a>,
 }
 
-/// Adds the descriptions of all tensors to `w` and returns where their data is, in the same order.
-pub(super) fn add(folder: &mut Folder<'_>, c: &HfConfig, w: &mut GgufWriter) -> Result<Vec<TensorPart>> {
+/// Adds the descriptions of all tensors to `w`, or of all but the matrices of layers, and returns where their data is, in the
+/// same order.
+pub(super) fn add(
+    folder: &mut Folder<'_>,
+    c: &HfConfig,
+    what: What,
+    w: &mut GgufWriter,
+) -> Result<Vec<TensorPart>> {
     let shards = Shards::open(folder)?;
     let mut found = shards.tensors()?;
     let place = shards.place();
     let mut parts = Vec::with_capacity(found.len());
-    for t in wanted(c) {
+    for t in wanted(c).filter(|t| what == What::All || !t.is_layers_matrix()) {
         match found.remove(&t.hf) {
             Some(f) => parts.push(part(&t, &f, c, w)?),
             None if t.optional => {}
@@ -41,7 +56,7 @@ pub(super) fn add(folder: &mut Folder<'_>, c: &HfConfig, w: &mut GgufWriter) -> 
         }
     }
     found.retain(|name, _| !ignored(name, c));
-    if let Some((name, f)) = found.first_key_value() {
+    if let Some((name, f)) = found.first_key_value().filter(|_| what == What::All) {
         let (name, rest) = (name.chars().take(100).collect::<String>(), found.len() - 1);
         let why = format!(
             "has the tensor {name} ({rest} more like it), which no Llama has; config.json is another model's, or the weights are \

@@ -61,7 +61,7 @@ pub(crate) fn packed(source: &Source, how: &load::Packing) -> anyhow::Result<Pac
         way_out: WAY_OUT,
     };
     if how.in_memory {
-        let bytes = Bytes::new(pack(&packing(hash(&source.file)?), &plan, None)?);
+        let bytes = Bytes::new(pack(&packing(hash(source.file.chunks())?), &plan, None)?);
         return Ok(Packed { bytes, path: None });
     }
     let home = places::home().with_context(|| format!("no folder to keep the packed model in; {WAY_OUT}"))?;
@@ -281,7 +281,7 @@ fn source_hash(source: &Source, folder: &Path) -> anyhow::Result<(u64, Option<St
     {
         return Ok((hash, None));
     }
-    let hash = hash(&source.file)?;
+    let hash = hash(source.file.chunks())?;
     Ok((hash, Some(Stamp { path, text: format!("{hash:016x} {state}") })))
 }
 
@@ -297,10 +297,10 @@ pub(crate) fn sources(folder: &Path) -> Vec<(u64, PathBuf, PathBuf)> {
     stamps.filter(|stamp| stamp.extension().is_some_and(|e| e == "hash")).filter_map(read).collect()
 }
 
-/// xxh3-64 of a model, looking at Ctrl-C now and then: a large file on a slow disk takes minutes.
-pub(crate) fn hash(file: &ModelFile) -> anyhow::Result<u64> {
+/// xxh3-64 of a model's bytes, looking at Ctrl-C now and then: a large file on a slow disk takes minutes.
+pub(crate) fn hash<'b>(chunks: impl Iterator<Item = &'b [u8]>) -> anyhow::Result<u64> {
     let mut hash = Xxh3::new();
-    for part in file.chunks().flat_map(|chunk| chunk.chunks(16 << 20)) {
+    for part in chunks.flat_map(|chunk| chunk.chunks(16 << 20)) {
         interrupt::check(interrupt::flag())?;
         hash.update(part);
     }

@@ -13,6 +13,7 @@ use lutite_runtime::store::{
     ARCH_PREFIX, Bytes, FORMAT_VERSION, Gguf, GgufStream, GgufWriter, MatrixInfo, PackedInfo,
     announce_checksums, layout_tag, seal_checksums,
 };
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use xxhash_rust::xxh3::xxh3_64;
@@ -126,11 +127,14 @@ pub(crate) fn copy_metadata(source: &Gguf<'_>, w: &mut GgufWriter, except: &[&st
     Ok(())
 }
 
+/// Threads to compute on.
+pub(crate) fn pool(threads: usize) -> Result<ThreadPool> {
+    let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|e| Error::Options(format!("cannot start {threads} threads: {e}")))
+}
+
 fn run(plan: &Plan<'_>, job: &PackJob<'_>, mut out: GgufStream, count: usize) -> Result<Vec<u8>> {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(job.threads)
-        .build()
-        .map_err(|e| Error::Options(format!("cannot start {} threads: {e}", job.threads)))?;
+    let pool = pool(job.threads)?;
     let total = plan.source_bytes();
     let done = AtomicU64::new(0);
     let advance = |bytes: u64| (job.progress)(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);

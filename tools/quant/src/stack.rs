@@ -11,9 +11,10 @@ use crate::error::{Error, Result};
 use crate::mix::Opened;
 use crate::pack::begin;
 use crate::rank::Rise;
+use lutite_kernels::ggml::GgmlType;
 use lutite_models::blocks::matrices;
 use lutite_runtime::store::{
-    Bytes, Directory, GgufWriter, MatrixInfo, Part, Point, Stack, TensorInfo, announce_checksums,
+    Bytes, Directory, Gguf, GgufWriter, MatrixInfo, Part, Point, Stack, TensorInfo, announce_checksums,
     seal_checksums, version_name,
 };
 use std::cmp::Reverse;
@@ -112,13 +113,13 @@ struct Entry<'a> {
 pub fn stack_to_file(job: &StackJob<'_>, path: &Path) -> Result<Stacked> {
     let [least, ..] = job.levels else { return Err(Error::Options("no levels".into())) };
     let directories = job.levels.iter().map(|l| Ok(Directory::read(l.gguf)?)).collect::<Result<Vec<_>>>()?;
-    let mut lines = Vec::new();
+    let mut first = Vec::new();
     let mut entries = Vec::new();
     for part in directories[0].parts(least.gguf)? {
         match part {
             Part::Plain(t) => entries.push(Entry { name: t.name.to_owned(), from: *t }),
             Part::Packed(_, info) => {
-                lines.push(info.line());
+                first.push(info.clone());
                 let found = info.find(least.gguf)?;
                 entries.extend(found.into_iter().map(|t| Entry { name: t.name.to_owned(), from: *t }));
             }
@@ -148,7 +149,16 @@ pub fn stack_to_file(job: &StackJob<'_>, path: &Path) -> Result<Stacked> {
         ends.push((blocks.len(), size(&entries) - base));
     }
     let points = if job.measure.is_some() { points(&ends) } else { Vec::new() };
-    let mut out = header(job, &lines, &blocks, &points, &entries)?.begin(path)?;
+    let head = Head {
+        model: least.gguf,
+        tag: job.tag,
+        source_hash: job.source_hash,
+        least: &first,
+        blocks: &blocks,
+        points: &points,
+    };
+    let tensors = entries.iter().map(|e| (e.name.as_str(), e.from.ty, e.from.shape()));
+    let mut out = head.writer(tensors)?.begin(path)?;
     let mut sums = Vec::with_capacity(entries.len());
     for entry in &entries {
         if job.cancel.load(Ordering::Relaxed) {
@@ -167,24 +177,40 @@ pub fn stack_to_file(job: &StackJob<'_>, path: &Path) -> Result<Stacked> {
     Ok(Stacked { blocks: blocks.len(), least: base, all: size(&entries) })
 }
 
-/// Metadata and tensor descriptions.
-fn header(
-    job: &StackJob<'_>,
-    lines: &[String],
-    blocks: &[MatrixInfo],
-    points: &[usize],
-    entries: &[Entry<'_>],
-) -> Result<GgufWriter> {
-    let mut w = begin(job.levels[0].gguf)?;
-    w.set("lutite.quantizer", format!("lutite {} {}", env!("CARGO_PKG_VERSION"), job.tag))?;
-    w.set("lutite.source.xxh3", job.source_hash)?;
-    w.set("lutite.tensors", lines)?;
-    Stack::announce(&mut w, blocks, points)?;
-    for entry in entries {
-        w.add_tensor(&entry.name, entry.from.ty, entry.from.shape())?;
+/// What a stacked file says in front of its tensors.
+pub(crate) struct Head<'a> {
+    /// A file of the model, for the metadata.
+    pub(crate) model: &'a Gguf<'a>,
+    /// See [`StackJob::tag`].
+    pub(crate) tag: &'a str,
+    /// See [`StackJob::source_hash`].
+    pub(crate) source_hash: u64,
+    /// The least matrices.
+    pub(crate) least: &'a [MatrixInfo],
+    /// The versions behind them.
+    pub(crate) blocks: &'a [MatrixInfo],
+    /// Numbers of blocks that are to be measured.
+    pub(crate) points: &'a [usize],
+}
+
+impl Head<'_> {
+    /// The writer of such a file with these tensors: name, type, dimensions.
+    pub(crate) fn writer<'t>(
+        &self,
+        tensors: impl ExactSizeIterator<Item = (&'t str, GgmlType, &'t [u64])>,
+    ) -> Result<GgufWriter> {
+        let mut w = begin(self.model)?;
+        w.set("lutite.quantizer", format!("lutite {} {}", env!("CARGO_PKG_VERSION"), self.tag))?;
+        w.set("lutite.source.xxh3", self.source_hash)?;
+        w.set("lutite.tensors", self.least.iter().map(MatrixInfo::line).collect::<Vec<_>>().as_slice())?;
+        Stack::announce(&mut w, self.blocks, self.points)?;
+        let count = tensors.len();
+        for (name, ty, dims) in tensors {
+            w.add_tensor(name, ty, dims)?;
+        }
+        announce_checksums(&mut w, count)?;
+        Ok(w)
     }
-    announce_checksums(&mut w, entries.len())?;
-    Ok(w)
 }
 
 /// The numbers of blocks that the curve is measured at: none, all, and between them at ends of rises, at about even distances

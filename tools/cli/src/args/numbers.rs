@@ -59,8 +59,8 @@ impl FromStr for Levels {
 pub struct SignLevels {
     /// Those of the least model, if they are not to be found out; 1 or more.
     pub least: Option<usize>,
-    /// All, more than the least.
-    pub levels: usize,
+    /// All, more than the least; `None` for those that a checkpoint has.
+    pub levels: Option<usize>,
     /// One that kernels know.
     pub rank: Option<usize>,
 }
@@ -69,24 +69,26 @@ impl FromStr for SignLevels {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(SignLevels { least: None, levels: None, rank: None });
+        }
         let (levels, rank) = text.split_once(':').map_or((text, None), |(levels, rank)| (levels, Some(rank)));
         let (least, levels) =
             levels.split_once('-').map_or((None, levels), |(least, all)| (Some(least), all));
-        let known = |levels: SignLevels| {
-            let least = levels.least.unwrap_or(1);
-            (1..levels.levels).contains(&least)
-                && levels.levels <= MAX_LEVELS
-                && levels.rank.is_none_or(|rank| RANKS.contains(&rank))
-        };
         let number = |text: Option<&str>| text.map(str::parse).transpose().ok();
         number(least)
             .zip(levels.parse().ok())
             .zip(number(rank))
-            .map(|((least, levels), rank)| SignLevels { least, levels, rank })
-            .filter(|levels| known(*levels))
+            .filter(|((least, levels), rank)| {
+                (1..*levels).contains(&least.unwrap_or(1))
+                    && *levels <= MAX_LEVELS
+                    && rank.is_none_or(|rank| RANKS.contains(&rank))
+            })
+            .map(|((least, levels), rank)| SignLevels { least, levels: Some(levels), rank })
             .ok_or_else(|| {
                 format!(
-                    "2 to {MAX_LEVELS} or the least and the most, and perhaps :1, :2, :4, :8 or :16, such as 6, 6:2 or 1-6:2"
+                    "2 to {MAX_LEVELS} or the least and the most, and perhaps :1, :2, :4, :8 or :16, such as 6, 6:2 or 1-6:2; \
+                     `all` of a checkpoint's"
                 )
             })
     }

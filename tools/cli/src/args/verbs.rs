@@ -157,7 +157,7 @@ pub struct QuantizeArgs {
         require_equals = true, conflicts_with_all = ["bits", "head_bits", "target_size", "target_bpw", "method", "imatrix", "keep"])]
     pub stack: Option<Levels>,
     /// One file for all sizes of levels of signs with magnitudes of rank 1, 2, 4, 8 or 16, as BitStack has them [rank: as large as
-    /// costs a tenth of a bit]
+    /// costs a tenth of a bit]; of a folder that is BitStack's checkpoint its own, so many or `all`
     #[arg(long, value_name = "[LEAST-]LEVELS[:RANK]",
         conflicts_with_all = ["stack", "bits", "head_bits", "target_size", "target_bpw", "method", "imatrix", "keep", "group", "params"])]
     pub bitstack: Option<SignLevels>,

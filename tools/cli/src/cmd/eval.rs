@@ -95,7 +95,7 @@ fn header(
     Ok(json!({
         MAGIC: 1,
         "lutite": env!("CARGO_PKG_VERSION"),
-        "model": { "bytes": source.file.len(), "xxh3": hex(cache::hash(&source.file)?) },
+        "model": { "bytes": source.file.len(), "xxh3": hex(cache::hash(source.file.chunks())?) },
         "tasks": tasks.iter().map(|task| hex(task.hash())).collect::<Vec<_>>(),
         "path": described["path"],
         "kernel": described["kernel"],

@@ -16,13 +16,14 @@ const DEFAULTS: [&str; 3] = ["Q4_K_M", "Q8_0", "Q4_0"];
 const SAFETENSORS: &str = "safetensors";
 
 /// What makes a model in safetensors, beside the weights.
-const BESIDE: [&str; 6] = [
+const BESIDE: [&str; 7] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "model.safetensors.index.json",
+    "compression_config.json",
 ];
 
 /// A file of a repository, here or there.

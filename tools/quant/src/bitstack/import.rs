@@ -30,7 +30,7 @@
 
 use half::f16;
 use lutite_kernels::pack::p32::{self, TILE_ROWS};
-use lutite_kernels::pack::{PlaneShape, RANKS};
+use lutite_kernels::pack::{MAX_LEVELS, PlaneShape, RANKS};
 use lutite_models::hf::{OpenFile, Outline, Stored, Weight};
 use lutite_runtime::json::{self, JsonError, Object};
 use lutite_runtime::store::{Bytes, RowOrder};
@@ -41,8 +41,8 @@ use std::sync::Arc;
 use super::Level;
 use crate::error::{Error, Result};
 
-/// The list of models of growing size.
-const LIST: &str = "compression_config.json";
+/// The list of models of growing size; a folder that has it is a checkpoint.
+pub const LIST: &str = "compression_config.json";
 
 /// Longest list: that of 80 layers with 16 levels has some 210 MB.
 const MAX_LIST_BYTES: usize = 512 << 20;
@@ -100,8 +100,8 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Model`] with the file, its tensor or entry, and what to do: for what [`Outline::read`] refuses, tensors that are
     /// missing, of another type or shape, or no part of such a model; ranks that no kernel knows or that differ within a matrix;
-    /// less than `levels`; and a list that names other matrices than the model's, starts without one of them, or shrinks.
-    /// [`Error::Setting`] for no levels.
+    /// less than `levels`, or more than kernels know; and a list that names other matrices than the model's, starts without one of
+    /// them, or shrinks. [`Error::Setting`] for no levels.
     pub fn read(open: OpenFile<'_>, levels: Option<usize>) -> Result<Checkpoint> {
         if levels == Some(0) {
             return Err(Error::Setting { what: "number of levels", found: "0".into(), allowed: "1 or more" });
@@ -281,6 +281,11 @@ fn stacked(
         return Err(at_tensor(&levels[0].u.file, &tensor_name(module, "u", 0), &why));
     }
     levels.truncate(most.unwrap_or(usize::MAX));
+    if levels.len() > MAX_LEVELS {
+        let why =
+            format!("has {} levels of {module}; take {MAX_LEVELS} of each matrix at most", levels.len());
+        return Err(fault(listed_in, why));
+    }
     Ok(Stacked {
         name: weight.gguf.clone(),
         module: module.clone(),

@@ -18,12 +18,13 @@
 //! `i` levels cannot have better ones for less than `i`. Sums have fixed orders: the bytes depend neither on threads nor on the
 //! instruction set.
 //!
-//! The paper's own checkpoints are of such levels as well, and are read by [`Checkpoint`].
+//! The paper's own checkpoints are of such levels as well: [`Checkpoint`] reads them, [`import_to_file`] makes stacked files of them.
 
 mod import;
 mod low_rank;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use half::f16;
 use lutite_kernels::isa::Isa;
@@ -36,7 +37,8 @@ use crate::error::{Error, Result};
 use crate::gram::{Gram, zeros};
 use low_rank::Magnitudes;
 
-pub use import::{Block, Checkpoint, Stacked};
+pub use import::{Block, Checkpoint, LIST, Stacked};
+pub use write::{ImportJob, import_to_file};
 
 /// Rows that are multiplied together.
 const ROWS: usize = 48;

@@ -19,7 +19,7 @@ use crate::bitstack::{StackSpec, decompose};
 use crate::cd::{self, Calibrated, Inputs};
 use crate::error::{Error, Result};
 use crate::gram::{Gram, zeros};
-use crate::pack::spec;
+use crate::pack::{pool, spec};
 use crate::plan::{Job, Plan, Step};
 use crate::tile;
 use journal::{Finished, Journal};
@@ -168,11 +168,7 @@ pub struct CalibrateJob<'a> {
 /// # Errors
 /// A model that cannot be read, a work folder that cannot be written; [`Error::Interrupted`].
 pub fn calibrate(plan: &Plan<'_>, job: &CalibrateJob<'_>) -> Result<Fits> {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(job.threads)
-        .build()
-        .map_err(|e| Error::Options(format!("cannot start {} threads: {e}", job.threads)))?;
-    pool.install(|| Run::new(plan, job)?.run())
+    pool(job.threads)?.install(|| Run::new(plan, job)?.run())
 }
 
 /// Bytes that a calibration takes at most, beside what is mapped: a layer's weights four times (as they were, as they become,

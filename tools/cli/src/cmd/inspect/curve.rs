@@ -55,6 +55,11 @@ const BOTTOM: f64 = 40.0;
 const TOP: f64 = 20.0;
 
 impl Curve {
+    /// Whether anything was measured.
+    pub(super) fn is_measured(&self) -> bool {
+        !self.rows.is_empty()
+    }
+
     /// For programs.
     pub(super) fn json(&self) -> Value {
         let row = |r: &Row| {

@@ -6,6 +6,7 @@ use crate::args::InspectArgs;
 use crate::load;
 use crate::ui::{Answer, megabytes};
 use anyhow::Context;
+use curve::Curve;
 use lutite_models::config::Config;
 use lutite_quant::Loss;
 use lutite_runtime::store::{self, ARCH_PREFIX, Directory, Gguf};
@@ -70,12 +71,13 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     }
     if let Some(file) = &args.svg {
         let curve = curve.as_ref().context("the file is not stacked; it has no curve to draw")?;
+        anyhow::ensure!(curve.is_measured(), "the file's curve was not measured; there is nothing to draw");
         std::fs::write(file, curve.svg()).with_context(|| format!("cannot write {}", file.display()))?;
     }
     let text = if args.json {
         serde_json::to_string_pretty(&out)? + "\n"
     } else {
-        text(&out) + &curve.map_or(String::new(), |c| c.text())
+        text(&out) + &curve.filter(Curve::is_measured).map_or(String::new(), |c| c.text())
     };
     Answer::stdout().print(&text)
 }
@@ -218,7 +220,9 @@ fn text(v: &Value) -> String {
         }
         line(
             "loss",
-            if !stack.is_null() {
+            if stack["curve"].as_array().is_some_and(Vec::is_empty) {
+                "by blocks, not measured".into()
+            } else if !stack.is_null() {
                 "by blocks, see below".into()
             } else if loss.is_null() {
                 "none, the weights are the source's".into()

@@ -24,6 +24,12 @@ pub(super) fn quantize(args: &QuantizeArgs, source: &Source, wanted: SignLevels)
     let start = Instant::now();
     let threads = load::threads(args.threads);
     let SignLevels { least, levels, rank: of_levels } = wanted;
+    let Some(levels) = levels else {
+        let name = source.path.display();
+        anyhow::bail!(
+            "{name} is not BitStack's checkpoint; say how many levels to fit, such as --bitstack 6"
+        );
+    };
     let options =
         PackOptions { levels: Some(LevelOptions { levels, rank: of_levels }), ..PackOptions::exact() };
     let name = source.path.display();
@@ -31,7 +37,7 @@ pub(super) fn quantize(args: &QuantizeArgs, source: &Source, wanted: SignLevels)
     let plan = Plan::new(&load::gguf(source)?, &options).with_context(|| format!("cannot pack {name}"))?;
     let fitted: Vec<String> = plan.fitted().map(str::to_owned).collect();
     drop(plan);
-    let hash = cache::hash(&source.file)?;
+    let hash = cache::hash(source.file.chunks())?;
     let sequences = text(args, source)?;
     let exact = calib::exact(source, threads)?;
     let folder = work(args);

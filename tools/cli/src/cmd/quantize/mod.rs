@@ -1,5 +1,6 @@
 //! `lutite quantize`: a packed file under a name of one's own.
 
+mod checkpoint;
 mod levels;
 mod stack;
 
@@ -9,7 +10,7 @@ use crate::judge::loss;
 use crate::judge::sensitivity::{self, Probe};
 use crate::load::Source;
 use crate::ui::{Progress, Quit};
-use crate::{calib, interrupt, load, ui};
+use crate::{calib, folder, interrupt, load, pull, ui};
 use anyhow::Context;
 use lutite_kernels::isa::Isa;
 use lutite_kernels::pack::ParamKind;
@@ -25,7 +26,13 @@ use std::time::Instant;
 
 pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     let start = Instant::now();
-    let source = load::find(&args.source)?;
+    let path = pull::locate(&args.source, interrupt::flag())?;
+    if let Some(levels) = args.bitstack
+        && let Some(folder) = folder::of(&path).filter(|folder| folder::is_checkpoint(folder))
+    {
+        return checkpoint::quantize(args, &folder, levels);
+    }
+    let source = load::at(path)?;
     let options = PackOptions {
         bits: load::bits(args.bits),
         head: args.head_bits.map(load::bits),
@@ -70,7 +77,7 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
         allocation.map_or((options, None), |Allocation { options, kl }| (options, Some(kl)));
     let plan =
         Plan::new(&gguf, &options).with_context(|| format!("cannot pack {}", source.path.display()))?;
-    let hash = cache::hash(&source.file)?;
+    let hash = cache::hash(source.file.chunks())?;
     let method = args.method.unwrap_or(match options.bits {
         _ if args.calib.is_some() || predicted.is_some() => Method::Cd,
         Bits::Planes(1..=3) if imatrix.is_none() => Method::Cd,

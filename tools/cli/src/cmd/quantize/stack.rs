@@ -23,7 +23,7 @@ pub(super) fn quantize(
 ) -> anyhow::Result<()> {
     let start = Instant::now();
     let threads = load::threads(args.threads);
-    let hash = cache::hash(&source.file)?;
+    let hash = cache::hash(source.file.chunks())?;
     let levels: Vec<Bits> = levels.0.iter().map(|bits| load::bits(*bits)).collect();
     // What cannot be planned is said before anything is computed.
     for bits in &levels {
