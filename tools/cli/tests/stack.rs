@@ -1,35 +1,23 @@
 //! Stacked files, from `quantize --stack` to a conversation whose memory changes, on a model of 260 thousand weights.
 
+#[path = "common/stack.rs"]
+mod common;
+
+use common::{MODEL, STORY, stack};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
-
-const MODEL: &str =
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tests/data/reference/stories260K-f32.gguf");
-const STORY: &str = include_str!("data/story.txt");
 
 struct Home(tempfile::TempDir);
 
 impl Home {
     /// With a stacked model, `@stack.gguf`.
     fn new() -> Home {
-        static STACK: OnceLock<Vec<u8>> = OnceLock::new();
         let home = Home(tempfile::tempdir().unwrap());
-        let stack = STACK.get_or_init(|| {
-            fs::write(home.path("text"), STORY.repeat(8)).unwrap();
-            let line =
-                "quantize MODEL --stack=2,3,4,6 --group 32 --calib @text --calib-tokens 2048 -o @made.gguf";
-            let (_, said) = home.fine(line);
-            assert!(said.contains("108 blocks"), "{said}");
-            let left: Vec<_> = fs::read_dir(home.0.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-            assert!(!left.iter().any(|name| name.to_str().unwrap().contains("work")), "{left:?}");
-            fs::read(home.path("made.gguf")).unwrap()
-        });
-        fs::write(home.path("stack.gguf"), stack).unwrap();
+        fs::write(home.path("stack.gguf"), stack()).unwrap();
         home
     }
 
