@@ -9,7 +9,7 @@ pub mod file;
 pub mod map;
 pub mod memory;
 pub mod pressure;
-pub(crate) mod priority;
+pub mod priority;
 pub mod shared;
 pub mod topology;
 mod usage;

@@ -2,7 +2,7 @@
 
 /// Lets the calling thread run with what time others leave, where the system can do that for a single thread. Without it
 /// nothing is wrong: others wait for it a little longer.
-pub(crate) fn yield_to_others() {
+pub fn yield_to_others() {
     // Linux keeps it for each thread, whatever the standard says of processes.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     let _ = rustix::process::nice(BACKGROUND);

@@ -153,7 +153,7 @@ impl<'a> Gguf<'a> {
     }
 
     /// Metadata and descriptions, and where they end.
-    fn parse_head(bytes: &'a [u8]) -> Result<(Gguf<'a>, u64), GgufError> {
+    pub(super) fn parse_head(bytes: &'a [u8]) -> Result<(Gguf<'a>, u64), GgufError> {
         let mut cursor = Cursor { bytes, at: 0 };
         let (version, n_tensors, n_entries) = header(&mut cursor).map_err(|b| located(b, Place::Header))?;
         let mut gguf = Gguf {

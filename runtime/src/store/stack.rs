@@ -14,7 +14,7 @@
 //! | `lutite.stack.curve.blocks`, `.kl`, `.kl_error` | KL divergence with the first so many blocks, and its standard error |
 
 use super::fault::GgufError;
-use super::gguf::Gguf;
+use super::gguf::{Gguf, TensorInfo};
 use super::levels::level_of;
 use super::matrix::MatrixInfo;
 use super::write::{GgufStream, GgufWriter};
@@ -93,6 +93,23 @@ pub struct Stack {
 }
 
 impl Stack {
+    /// How long a stacked file is without any block, as its first bytes tell; `None` if it is not stacked. So much of a file
+    /// that is arriving is a model.
+    ///
+    /// # Errors
+    /// What is wrong with the head: where `bytes` end within it, [`Fault::Truncated`](super::Fault::Truncated) or
+    /// [`Fault::Count`](super::Fault::Count).
+    pub fn least_bytes(bytes: &[u8]) -> Result<Option<u64>, GgufError> {
+        let (gguf, head) = Gguf::parse_head(bytes)?;
+        let blocks = Optional::read(&gguf)?;
+        if blocks.versions.is_empty() {
+            return Ok(None);
+        }
+        let data = head.next_multiple_of(gguf.alignment());
+        let end = |t: &TensorInfo<'_>| data.saturating_add(t.offset).saturating_add(t.bytes());
+        Ok(gguf.tensors().iter().filter(|t| !blocks.has(t.name)).map(end).max())
+    }
+
     /// Reads the stack of a file whose least matrices are `base`.
     pub(super) fn read(gguf: &Gguf<'_>, base: &HashMap<String, MatrixInfo>) -> Result<Stack> {
         let bad = |why: String| Error::Packed(format!("{why}; the file is damaged"));

@@ -1,7 +1,9 @@
 //! From what a person named to a model that is ready to run.
 
 use crate::args::{Bits, EngineArgs};
+use crate::hub::{self, Arriving, Begun, Part};
 use crate::judge::loss;
+use crate::pull::Named;
 use crate::{cache, folder, interrupt, pull, tuning, ui};
 use anyhow::Context;
 use lutite_kernels::isa::Isa;
@@ -9,10 +11,12 @@ use lutite_models::config::Config;
 use lutite_models::{Model, OpenOptions, Path as KernelPath, Tokenizer, open};
 use lutite_quant::PackOptions;
 use lutite_runtime::kv::KvTypes;
+use lutite_runtime::os::file::DataFile;
 use lutite_runtime::os::map::Map;
 use lutite_runtime::os::{memory, topology::Topology};
 use lutite_runtime::store::{self, Bytes, Gguf, ModelFile};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// A model on its way to a decoder.
 #[derive(Clone)]
@@ -24,7 +28,7 @@ pub(crate) struct Source {
     /// Its bytes, or those of its packed form.
     pub(crate) file: ModelFile,
     /// The file that these bytes are, if they are one; with a budget weights are read from there.
-    pub(crate) data: Option<PathBuf>,
+    pub(crate) data: Option<Arc<DataFile>>,
     /// Whether the bytes have been held against their checksums.
     pub(crate) verified: bool,
 }
@@ -40,8 +44,14 @@ pub(crate) fn at(path: PathBuf) -> anyhow::Result<Source> {
     if let Some(path) = folder::of(&path) {
         return folder::open(path);
     }
-    let file = ModelFile::from(&Bytes::new(Map::open(&path)?));
-    Ok(Source { files: vec![path.clone()], data: Some(path.clone()), path, file, verified: false })
+    let (map, data) = (Map::open(&path)?, DataFile::open(&path)?);
+    Ok(of_file(Part { name: path, map, data }))
+}
+
+/// One file, or as much of it as there is.
+fn of_file(Part { name, map, data }: Part) -> Source {
+    let file = ModelFile::from(&Bytes::new(map));
+    Source { files: vec![name.clone()], data: Some(Arc::new(data)), path: name, file, verified: false }
 }
 
 /// How a file that is not packed becomes so.
@@ -86,7 +96,21 @@ pub(crate) fn bits(b: Bits) -> lutite_quant::Bits {
 
 /// As [`find`], then packs it if it is not packed: for the look-up path.
 pub(crate) fn find_packed(named: &str, how: &Packing) -> anyhow::Result<Source> {
-    let source = find(named)?;
+    ready(find(named)?, how)
+}
+
+/// As [`find_packed`], but a stacked file of a hub need not be here whole: what fetches the rest comes beside it.
+pub(crate) fn find_early(named: &str, how: &Packing) -> anyhow::Result<(Source, Option<Arriving>)> {
+    let Named::Hub(name) = Named::find(named)? else { return Ok((find_packed(named, how)?, None)) };
+    let (source, arriving) = match hub::begin(name)? {
+        Begun::Whole(path) => (at(path)?, None),
+        Begun::Part(part, arriving) => (of_file(part), Some(arriving)),
+    };
+    Ok((ready(source, how)?, arriving))
+}
+
+/// Packs a source that is not packed.
+fn ready(source: Source, how: &Packing) -> anyhow::Result<Source> {
     if is_packed(&source)? {
         if how.options.bits != lutite_quant::Bits::Exact {
             let name = source.path.display();
@@ -105,7 +129,8 @@ pub(crate) fn find_packed(named: &str, how: &Packing) -> anyhow::Result<Source> 
 
 /// The packed form of a source.
 pub(crate) fn pack(source: Source, how: &Packing) -> anyhow::Result<Source> {
-    let cache::Packed { bytes, path: data } = cache::packed(&source, how)?;
+    let cache::Packed { bytes, path } = cache::packed(&source, how)?;
+    let data = path.map(|path| DataFile::open(&path)).transpose()?.map(Arc::new);
     let packed = Source { file: (&bytes).into(), data, verified: !how.by_piece, ..source };
     loss::tell(&packed)?;
     if let lutite_quant::Bits::Planes(1..=3) = how.options.bits {

@@ -5,11 +5,9 @@ use crate::load::{self, Source};
 use crate::ui;
 use anyhow::Context;
 use lutite_models::{Budget, Model};
-use lutite_runtime::os::file::DataFile;
 use lutite_runtime::os::{memory, pressure};
 use lutite_runtime::residency::{Reading, Watch};
 use lutite_runtime::store::Directory;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// What a program takes that has loaded nothing, where the system does not tell.
@@ -64,14 +62,14 @@ pub(crate) fn beside(all: u64, taken: u64) -> anyhow::Result<u64> {
 /// # Errors
 /// Less than that; weights that lie in no file.
 pub(crate) fn budget(mem: Mem, source: &Source, at_once: bool) -> anyhow::Result<Budget> {
-    let path =
-        source.data.as_ref().context("a model of several files, or in memory, cannot be held to a budget")?;
+    let file =
+        source.data.clone().context("a model of several files, or in memory, cannot be held to a budget")?;
     let taken = taken();
     let all = bytes(mem, taken)?;
     let bytes = beside(all, taken)?;
     let (all, taken) = (ui::megabytes(all), ui::megabytes(taken));
     let bound = format!("--mem {all}, of which the program itself takes {taken}");
-    Ok(Budget { bytes, bound, file: Arc::new(DataFile::open(path)?), at_once })
+    Ok(Budget { bytes, bound, file, at_once })
 }
 
 /// What changes the model's budget as memory comes and goes, if that was asked for and it has blocks.

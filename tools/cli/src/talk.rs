@@ -1,6 +1,7 @@
 //! What `run` and `chat` share: a model with its template, and one answer after another.
 
 use crate::args::{EngineArgs, Mem, SamplingArgs, TalkArgs};
+use crate::hub::Arriving;
 use crate::load::{self, Source};
 use crate::ui::{self, Answer};
 use crate::{interrupt, mem};
@@ -34,6 +35,8 @@ pub(crate) struct Talk {
     base: u64,
     /// What follows the memory that there is.
     watch: Option<Watch>,
+    /// What fetches the rest of its file.
+    arriving: Option<Arriving>,
 }
 
 impl Talk {
@@ -46,7 +49,7 @@ impl Talk {
     ) -> anyhow::Result<Talk> {
         // A wrong name is said before a model is pulled and packed.
         Isa::from_env()?;
-        let source = load::find_packed(named, &load::Packing::of(engine))?;
+        let (source, arriving) = load::find_early(named, &load::Packing::of(engine))?;
         let gguf = load::gguf(&source)?;
         let config = lutite_models::config::Config::read(&gguf)
             .with_context(|| format!("cannot load {}", source.path.display()))?;
@@ -68,10 +71,16 @@ impl Talk {
             ));
         }
         let watch = memory.and_then(|mem| mem::watch(mem, &model));
+        if let Some(stack) = model.residency().filter(|_| arriving.is_some()) {
+            let now = stack.resident();
+            let (blocks, all) = (now.blocks, now.all);
+            ui::note(format_args!("answering with {blocks} of {all} blocks while the rest arrives"));
+        }
         Ok(Talk {
             model,
             base,
             watch,
+            arriving,
             tokenizer,
             template,
             sampler: sampler(sampling, &gguf, context)?,
@@ -120,6 +129,9 @@ impl Talk {
             cancel: interrupt::flag(),
         };
         let outcome = generate(&mut self.model, &mut self.sampler, request, &mut |token| {
+            if self.arriving.as_mut().is_some_and(Arriving::is_wrong) {
+                return ControlFlow::Break(());
+            }
             generated.push(token);
             bytes.clear();
             self.tokenizer.decode_bytes(token, &mut bytes, false);
@@ -136,6 +148,22 @@ impl Talk {
         self.held.extend_from_slice(&generated);
         self.held.truncate(self.model.position());
         Ok((text, outcome))
+    }
+
+    /// Warns if the rest of the model's file does not come.
+    ///
+    /// # Errors
+    /// If it was the wrong file: answers that were cut short are one reason to ask.
+    pub(crate) fn hear_of_the_rest(&mut self) -> anyhow::Result<()> {
+        self.arriving.as_mut().map_or(Ok(()), Arriving::report)
+    }
+
+    /// Leaves the rest of the model's file for the next time.
+    ///
+    /// # Errors
+    /// As [`Self::hear_of_the_rest`].
+    pub(crate) fn end(self) -> anyhow::Result<()> {
+        self.arriving.map_or(Ok(()), Arriving::end)
     }
 
     /// Changes what the program may take, and says what that makes of the model.

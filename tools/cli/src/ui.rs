@@ -102,6 +102,7 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     /// When the last plain line was printed, and with which tenth.
     printed: (Instant, u64),
+    hidden: bool,
 }
 
 /// What a task is counted in.
@@ -149,11 +150,14 @@ impl Progress {
             bar
         });
         let now = Instant::now();
-        Self { label: label.to_owned(), total, unit, started: now, bar, printed: (now, 0) }
+        Self { label: label.to_owned(), total, unit, started: now, bar, printed: (now, 0), hidden: false }
     }
 
     /// Now `done` of the total are done. An estimate may run over; the bar stays at its end.
     pub fn set(&mut self, done: u64) {
+        if self.hidden {
+            return;
+        }
         let done = done.min(self.total);
         if let Some(bar) = &self.bar {
             bar.set_position(done);
@@ -174,14 +178,20 @@ impl Progress {
             self.printed = (Instant::now(), tenth);
         }
     }
-}
 
-impl Drop for Progress {
-    /// Takes the bar away; what follows says how it ended.
-    fn drop(&mut self) {
+    /// Takes the bar away, and says nothing more.
+    pub fn hide(&mut self) {
+        self.hidden = true;
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+impl Drop for Progress {
+    /// What follows says how it ended.
+    fn drop(&mut self) {
+        self.hide();
     }
 }
 

@@ -2,27 +2,16 @@
 
 mod common;
 
-use common::{Home, number, stories};
+use common::{Home, number, stack, stories};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// With a stacked model, `@stack.gguf`.
 fn home() -> Home {
-    static STACK: OnceLock<Vec<u8>> = OnceLock::new();
     let home = Home::new();
-    let stack = STACK.get_or_init(|| {
-        home.write("text", stories());
-        let line =
-            "quantize MODEL --stack=2,3,4,6 --group 32 --calib @text --calib-tokens 2048 -o @made.gguf";
-        let (_, said) = home.fine(line);
-        assert!(said.contains("108 blocks"), "{said}");
-        assert!(!home.names().iter().any(|name| name.contains("work")), "{:?}", home.names());
-        fs::read(home.path("made.gguf")).unwrap()
-    });
-    home.write("stack.gguf", stack);
+    home.write("stack.gguf", stack());
     home
 }
 

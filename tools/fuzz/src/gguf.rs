@@ -1,7 +1,7 @@
 //! The container.
 
 use crate::within;
-use lutite_runtime::store::{Gguf, Value};
+use lutite_runtime::store::{Gguf, Stack, Value};
 use std::hint::black_box;
 
 fn walk(value: Value<'_>) {
@@ -21,6 +21,7 @@ fn walk(value: Value<'_>) {
 /// Where that does not hold.
 pub fn gguf(bytes: &[u8]) -> bool {
     let parsed = within("parse", 8 * bytes.len() + (64 << 10), 1.0, || Gguf::parse(bytes));
+    let least = within("least", 8 * bytes.len() + (64 << 10), 1.0, || Stack::least_bytes(bytes));
     let gguf = match parsed {
         Ok(gguf) => gguf,
         Err(e) => {
@@ -28,6 +29,8 @@ pub fn gguf(bytes: &[u8]) -> bool {
             return false;
         }
     };
+    // What is parsed has at least its least model.
+    assert!(least.is_ok_and(|least| least.is_none_or(|least| least <= bytes.len() as u64)));
     for &(key, value) in gguf.metadata() {
         assert!(gguf.get(key).is_some());
         walk(value);

@@ -12,7 +12,7 @@ use lutite_quant::{Bits, Opened, PackOptions, Trimmed, trim};
 use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::os::file::DataFile;
 use lutite_runtime::os::map::Map;
-use lutite_runtime::store::{Bytes, Directory, Gguf, ModelFile};
+use lutite_runtime::store::{Bytes, Directory, Fault, Gguf, ModelFile, Stack};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -121,6 +121,26 @@ fn a_trimmed_file_is_the_largest_that_fits() {
             None => assert!(trim(&gguf, size, &out).is_err()),
         }
     }
+}
+
+#[test]
+fn the_first_bytes_tell_how_long_the_least_model_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = std::fs::read(stack(folder.path())).unwrap();
+    let gguf = Gguf::parse(&whole).unwrap();
+    let least = Directory::base(&gguf).unwrap().stack().file_bytes(0);
+    // The head ends before the padding of the data.
+    let head = gguf.data_offset() as usize - gguf.alignment() as usize;
+    for len in (0..=head).step_by(head / 100).chain([head]) {
+        let fault = Stack::least_bytes(&whole[..len]).unwrap_err();
+        assert!(matches!(fault.fault(), Fault::Truncated { .. } | Fault::Count { .. }), "{len}: {fault}");
+    }
+    for len in [gguf.data_offset() as usize, least as usize, whole.len()] {
+        assert_eq!(Stack::least_bytes(&whole[..len]).unwrap(), Some(least));
+    }
+    assert!(Gguf::parse(&whole[..least as usize - 1]).is_err());
+    assert!(Gguf::parse(&whole[..least as usize]).is_ok());
+    assert_eq!(Stack::least_bytes(&std::fs::read(MODEL).unwrap()).unwrap(), None);
 }
 
 #[test]

@@ -67,10 +67,11 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
                     }
                 }
                 interrupt::clear();
+                talk.hear_of_the_rest()?;
             }
         }
     }
-    Ok(())
+    talk.end()
 }
 
 /// What the person types, with editing and history on a terminal, else plain lines.

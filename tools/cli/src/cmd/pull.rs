@@ -19,7 +19,7 @@ pub(crate) fn pull(args: &PullArgs) -> anyhow::Result<()> {
             pulled
         }
         Named::Hub(name) => {
-            let pulled = hub::ensure(&name, true, interrupt::flag())?;
+            let pulled = hub::ensure(&name, true, interrupt::flag(), None)?;
             ui::note(format_args!(
                 "{name}: {}",
                 if pulled.fetched { "checksums right" } else { "already here" }

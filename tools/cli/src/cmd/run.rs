@@ -23,6 +23,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
         out.print("\n")?;
     }
     ui::note(talk.summary(&outcome));
+    talk.end()?;
     if outcome.finish == Finish::Cancelled { Err(ui::Quit::Interrupted.into()) } else { Ok(()) }
 }
 

@@ -1,22 +1,26 @@
 //! One file from a hub into the cache.
 //!
 //! Bytes are kept as they come, under `<oid>.incomplete`, and a later try or a later process goes on from there. The file
-//! gets its name only when its hash is the listing's, so neither the place nor what lay there has to be trusted.
+//! gets its name only when its hash is the listing's, so neither the place nor what lay there has to be trusted. A stacked
+//! file may be used before ([`super::arriving`]); so bytes that have come are never changed or cut off: who has to start
+//! again makes a new file.
 
 use super::api::{Remote, resolve_url};
+use super::arriving::{Look, Mismatch, look};
 use super::http::{Client, Failure, Reply, Retry};
 use super::store::{Hasher, Oid, Repo};
 use crate::{interrupt, pull, ui};
 use anyhow::{Context, anyhow, bail};
+use lutite_runtime::os::priority::yield_to_others;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use ureq::http::header;
 
 /// Makes sure that a file of a commit is in the cache; returns whether bytes were fetched for it.
 ///
 /// # Errors
-/// [`ui::Quit::Interrupted`]; else what failed and what to do. What has come is kept, unless it is wrong.
+/// [`ui::Quit::Interrupted`]; [`Mismatch`]; else what failed and what to do. What has come is kept, unless it is wrong.
 pub(super) fn fetch(
     client: &Client<'_>,
     repo: &Repo,
@@ -40,7 +44,7 @@ pub(super) fn fetch(
     let fetched = !is_there(&blob);
     if fetched {
         let url = resolve_url(&client.settings.endpoint, &repo.id, commit, &remote.path);
-        Download::new(client, url, remote, repo.incomplete(&remote.oid), label)?.run()?;
+        Download::new(client, url, remote, repo.incomplete(&remote.oid), &pointer, label)?.run()?;
         fs::rename(repo.incomplete(&remote.oid), &blob)
             .with_context(|| format!("cannot rename to {}", blob.display()))?;
     }
@@ -54,12 +58,16 @@ struct Download<'a> {
     url: String,
     remote: &'a Remote,
     path: PathBuf,
+    /// The name that it will have.
+    name: &'a Path,
     file: File,
     /// Bytes of the file that are there, and their hash.
     have: u64,
     hasher: Hasher,
     /// What the bytes that come now are a part of, as the server names it.
     etag: Option<String>,
+    /// With so many bytes it may be of use.
+    look_at: u64,
     progress: ui::Progress,
 }
 
@@ -69,15 +77,16 @@ impl<'a> Download<'a> {
         url: String,
         remote: &'a Remote,
         path: PathBuf,
+        name: &'a Path,
         label: &str,
     ) -> anyhow::Result<Self> {
-        let file =
-            File::options().create(true).truncate(false).read(true).write(true).open(&path).with_context(
-                || format!("cannot write {}; set HF_HUB_CACHE to another folder", path.display()),
-            )?;
+        let file = open(&path).with_context(|| {
+            format!("cannot write {}; set HF_HUB_CACHE to another folder", path.display())
+        })?;
         let progress = ui::Progress::bytes(label, remote.size);
         let hasher = remote.oid.hasher(remote.size);
-        Ok(Self { client, url, remote, path, file, have: 0, hasher, etag: None, progress })
+        let (have, etag, look_at) = (0, None, 0);
+        Ok(Self { client, url, remote, path, name, file, have, hasher, etag, look_at, progress })
     }
 
     fn run(mut self) -> anyhow::Result<()> {
@@ -88,7 +97,7 @@ impl<'a> Download<'a> {
         }
         self.complete()?;
         let mut is = self.hash()?;
-        if is != self.remote.oid && resumed {
+        if is != self.remote.oid && resumed && !self.client.is_in_use() {
             // What lay there was another file's, or was damaged.
             ui::warn(format_args!(
                 "{}: what was here before does not fit; fetching all of it",
@@ -100,7 +109,7 @@ impl<'a> Download<'a> {
         }
         if is != self.remote.oid {
             fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))?;
-            bail!(
+            let why = format!(
                 "wrong checksum: {} as it came has {} {}, the listing says {}; what came was removed; try again, and if \
                  it stays so, tell the repository's owner",
                 self.remote.path,
@@ -108,6 +117,7 @@ impl<'a> Download<'a> {
                 is.as_str(),
                 self.remote.oid.as_str(),
             );
+            return Err(Mismatch(why).into());
         }
         self.file.sync_all().map_err(|error| self.disk(error))
     }
@@ -126,11 +136,32 @@ impl<'a> Download<'a> {
     }
 
     fn start_again(&mut self) -> anyhow::Result<()> {
-        self.have = 0;
-        self.etag = None;
+        if self.client.is_in_use() {
+            bail!("all of it would have to be fetched again, and a part of it is in use");
+        }
+        (self.have, self.etag, self.look_at) = (0, None, 0);
         self.hasher = self.remote.oid.hasher(self.remote.size);
-        let emptied = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
-        emptied.map(|_| ()).with_context(|| format!("cannot write {}", self.path.display()))
+        let context = || format!("cannot write {}", self.path.display());
+        fs::remove_file(&self.path).with_context(context)?;
+        self.file = open(&self.path).with_context(context)?;
+        Ok(())
+    }
+
+    /// Hands out what has come, if it can be used.
+    fn offer(&mut self) {
+        let Some(early) = self.client.early.filter(|early| !early.is_out() && self.have >= self.look_at)
+        else {
+            return;
+        };
+        match look(&self.path, self.name, self.have) {
+            Look::Again(at) => self.look_at = at,
+            Look::Ready(part) => {
+                // What is said and computed here from now on would be in the way of answers.
+                self.progress.hide();
+                yield_to_others();
+                early.hand_out(part);
+            }
+        }
     }
 
     /// The hash of what is there; the next one starts anew.
@@ -170,8 +201,9 @@ impl<'a> Download<'a> {
             206 if self.have > 0 => self.check_range(&reply)?,
             200 => {
                 if self.have > 0 {
-                    ui::note("the server starts from the beginning");
-                    self.start_again()?;
+                    let why = "the server starts from the beginning";
+                    self.start_again().context(why)?;
+                    ui::note(why);
                 }
                 let len = reply.body.content_length().unwrap_or(self.remote.size);
                 if len != self.remote.size {
@@ -216,7 +248,7 @@ impl<'a> Download<'a> {
     /// Drops what has come, for the next try to fetch all.
     fn distrust(&mut self, why: &str) -> Failure {
         if let Err(error) = self.start_again() {
-            return error.into();
+            return error.context(why.to_owned()).into();
         }
         Failure::Network {
             host: self.remote.path.clone(),
@@ -239,17 +271,17 @@ impl<'a> Download<'a> {
             };
             if n as u64 > self.remote.size - self.have {
                 // What came so far is worth nothing if its end is not where the listing says.
-                self.start_again()?;
                 let (path, size) = (&self.remote.path, self.remote.size);
-                return Err(
-                    anyhow!("{path} has more than the {size} bytes of the listing; try again later").into()
-                );
+                let why = format!("{path} has more than the {size} bytes of the listing; try again later");
+                self.start_again().with_context(|| why.clone())?;
+                return Err(anyhow!(why).into());
             }
             self.file.write_all(&buffer[..n]).map_err(|error| self.disk(error))?;
             // Into a hash, which does not fail.
             let _ = self.hasher.write_all(&buffer[..n]);
             self.have += n as u64;
             self.progress.set(self.have);
+            self.offer();
         }
     }
 
@@ -288,4 +320,8 @@ impl<'a> Download<'a> {
                 .context(format!("cannot fetch {path}; the same command goes on where this ended")),
         }
     }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    File::options().create(true).truncate(false).read(true).write(true).open(path)
 }

@@ -4,6 +4,7 @@
 //! token must go to no other host. Nothing waits for ever: names, connections, heads and each read have a limit, and
 //! Ctrl-C closes the connection that is waited for.
 
+use super::arriving::Early;
 use super::settings::Settings;
 use crate::{interrupt, ui};
 use anyhow::{Context, anyhow};
@@ -30,6 +31,7 @@ pub(super) struct Client<'a> {
     agent: ureq::Agent,
     pub(super) settings: &'a Settings,
     pub(super) stop: &'a AtomicBool,
+    pub(super) early: Option<&'a Early>,
     /// Whether any answer has come: then a connection that fails is worth another try.
     answered: AtomicBool,
 }
@@ -107,10 +109,12 @@ impl fmt::Display for Failure {
 }
 
 impl<'a> Client<'a> {
-    /// Does some work with a client, whose connections are closed when `stop` is set.
+    /// Does some work with a client, whose connections are closed when `stop` is set. What can be used before all of it is
+    /// here goes to `early`.
     pub(super) fn with<T>(
         settings: &'a Settings,
         stop: &'a AtomicBool,
+        early: Option<&'a Early>,
         work: impl FnOnce(&Client<'a>) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         let limit = Some(settings.stall);
@@ -128,7 +132,7 @@ impl<'a> Client<'a> {
             .timeout_per_write(limit)
             .build();
         let agent = ureq::Agent::new_with_config(config);
-        let client = Client { agent: agent.clone(), settings, stop, answered: AtomicBool::new(false) };
+        let client = Client { agent: agent.clone(), settings, stop, early, answered: AtomicBool::new(false) };
         std::thread::scope(|scope| {
             let (done, wait) = channel::<()>();
             scope.spawn(move || {
@@ -143,6 +147,11 @@ impl<'a> Client<'a> {
             // Whatever the closed connection was taken for.
             interrupt::check(stop).and(result)
         })
+    }
+
+    /// Whether somebody uses what comes already: then nothing more is said, and what has come stays as it is.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.early.is_some_and(Early::is_out)
     }
 
     /// One try of one request, with its redirects.
@@ -335,7 +344,9 @@ impl<'a> Retry<'a> {
             let s = wait.as_secs();
             return Err(anyhow!("{failure}, and asks to wait for {s} s; try again then").into());
         }
-        ui::note(format_args!("{failure}; trying again in {:.1} s", wait.as_secs_f32()));
+        if !self.client.is_in_use() {
+            ui::note(format_args!("{failure}; trying again in {:.1} s", wait.as_secs_f32()));
+        }
         let end = Instant::now() + wait;
         while let Some(left) = end.checked_duration_since(Instant::now()) {
             interrupt::check(self.client.stop)?;

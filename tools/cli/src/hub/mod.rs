@@ -7,6 +7,8 @@
 
 #[cfg(feature = "hub")]
 mod api;
+#[cfg_attr(not(feature = "hub"), allow(dead_code, reason = "what only downloads need"))]
+mod arriving;
 mod choose;
 #[cfg(feature = "hub")]
 mod fetch;
@@ -18,6 +20,7 @@ mod settings;
 #[cfg_attr(not(feature = "hub"), allow(dead_code, reason = "what only downloads need"))]
 mod store;
 
+pub(crate) use arriving::{Arriving, Begun, Part, begin};
 pub(crate) use name::MAIN;
 pub use name::{Name, PREFIX};
 pub(crate) use settings::Settings;
@@ -26,6 +29,7 @@ pub(crate) use store::{Local, Oid, Repo};
 use crate::pull::Pulled;
 use crate::ui;
 use anyhow::bail;
+use arriving::Early;
 use choose::{Candidate, Choice, choose};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -59,11 +63,16 @@ pub(crate) fn here(settings: &Settings, name: &Name) -> Option<Here> {
 }
 
 /// Makes sure that a model is in the cache. With `ask` the hub is asked for the newest of the revision; else only if
-/// nothing is here.
+/// nothing is here. A model that can be run before all of it is here is handed out by `early`.
 ///
 /// # Errors
-/// [`ui::Quit::Interrupted`]; else what failed, where, and what to do.
-pub(crate) fn ensure(name: &Name, ask: bool, stop: &AtomicBool) -> anyhow::Result<Pulled> {
+/// [`ui::Quit::Interrupted`]; [`arriving::Mismatch`]; else what failed, where, and what to do.
+pub(crate) fn ensure(
+    name: &Name,
+    ask: bool,
+    stop: &AtomicBool,
+    early: Option<&Early>,
+) -> anyhow::Result<Pulled> {
     let settings = Settings::read()?;
     let known = here(&settings, name).map(|here| Pulled { path: here.path, fetched: false });
     match known {
@@ -71,12 +80,18 @@ pub(crate) fn ensure(name: &Name, ask: bool, stop: &AtomicBool) -> anyhow::Resul
         None if settings.offline => {
             bail!("{name} is not in {}, and HF_HUB_OFFLINE forbids to fetch it", settings.cache.display())
         }
-        known => remote(&settings, name, known, stop),
+        known => remote(&settings, name, known, stop, early),
     }
 }
 
 #[cfg(not(feature = "hub"))]
-fn remote(_: &Settings, name: &Name, known: Option<Pulled>, _: &AtomicBool) -> anyhow::Result<Pulled> {
+fn remote(
+    _: &Settings,
+    name: &Name,
+    known: Option<Pulled>,
+    _: &AtomicBool,
+    _: Option<&Early>,
+) -> anyhow::Result<Pulled> {
     let why = "this build of lutite cannot download from hubs (cargo feature `hub`)";
     match known {
         Some(pulled) => {
@@ -93,8 +108,9 @@ fn remote(
     name: &Name,
     known: Option<Pulled>,
     stop: &AtomicBool,
+    early: Option<&Early>,
 ) -> anyhow::Result<Pulled> {
-    http::Client::with(settings, stop, |client| {
+    http::Client::with(settings, stop, early, |client| {
         let listing = match api::listing(client, name) {
             Ok(listing) => listing,
             Err(failure) if known.is_some() && failure.is_outage() => {
@@ -156,8 +172,14 @@ fn fetch_all(client: &http::Client<'_>, name: &Name, listing: &api::Listing) -> 
         let of = if files.len() > 1 { format!(" ({} of {})", i + 1, files.len()) } else { String::new() };
         let done =
             fetch::fetch(client, &repo, &listing.commit, file, &format!("downloading {}{of}", file.path));
-        if client.stop.load(std::sync::atomic::Ordering::Relaxed) && repo.incomplete(&file.oid).exists() {
-            ui::note("what has come is kept; the same command goes on from there");
+        if client.stop.load(std::sync::atomic::Ordering::Relaxed)
+            && let Ok(part) = fs::metadata(repo.incomplete(&file.oid))
+        {
+            let (here, all) = (ui::megabytes(part.len()), ui::megabytes(file.size));
+            ui::note(format_args!(
+                "{here} of the {all} of {} are here and are kept; the same command goes on from there",
+                file.path
+            ));
         }
         fetched |= done?;
     }

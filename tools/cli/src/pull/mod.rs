@@ -94,7 +94,7 @@ impl Named {
 pub fn locate(named: &str, stop: &AtomicBool) -> anyhow::Result<PathBuf> {
     match Named::find(named)? {
         Named::Catalog(entry) => Ok(ensure(entry, &places::models()?, stop)?.path),
-        Named::Hub(name) => Ok(hub::ensure(&name, false, stop)?.path),
+        Named::Hub(name) => Ok(hub::ensure(&name, false, stop, None)?.path),
         Named::Path(path) => Ok(path),
     }
 }

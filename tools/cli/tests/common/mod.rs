@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 
 /// A model of children's stories.
 pub(crate) const MODEL: &str =
@@ -21,6 +22,21 @@ const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/story.txt");
 /// A text of some thousand tokens.
 pub(crate) fn stories() -> String {
     fs::read_to_string(TEXT).unwrap().repeat(8)
+}
+
+/// A stacked file of [`MODEL`] with 108 blocks, made once.
+pub(crate) fn stack() -> &'static [u8] {
+    static STACK: OnceLock<Vec<u8>> = OnceLock::new();
+    STACK.get_or_init(|| {
+        let home = Home::new();
+        home.write("text", stories());
+        let line =
+            "quantize MODEL --stack=2,3,4,6 --group 32 --calib @text --calib-tokens 2048 -o @made.gguf";
+        let (_, said) = home.fine(line);
+        assert!(said.contains("108 blocks"), "{said}");
+        assert!(!home.names().iter().any(|name| name.contains("work")), "{:?}", home.names());
+        fs::read(home.path("made.gguf")).unwrap()
+    })
 }
 
 /// A home folder, taken away in the end. In a line of arguments `MODEL` and `OTHER` are the models, `TEXT` is a story, and

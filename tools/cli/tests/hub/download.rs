@@ -295,7 +295,10 @@ fn control_c_keeps_what_came() {
     assert!(Command::new("/bin/sh").args(["-c", &kill]).status().unwrap().success());
     let (code, stdout, stderr) = pull.end();
     assert_eq!((code, stdout.as_str()), (Some(130), ""), "{stderr}");
-    holds(&stderr, &["what has come is kept; the same command goes on from there"]);
+    holds(
+        &stderr,
+        &["0.1 MB of the 0.2 MB of tiny-Q4_0.gguf are here and are kept; the same command goes on"],
+    );
     // Although the server was waited for.
     assert!(signal.elapsed() < Duration::from_secs(4), "{:?}", signal.elapsed());
     holds(&home.pulls(), &["going on after 0.1 MB"]);

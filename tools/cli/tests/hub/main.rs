@@ -1,6 +1,9 @@
 //! The real binary against a hub of our own, good and bad.
 #![cfg(all(unix, feature = "hub"))]
 
+mod arriving;
+#[path = "../common/mod.rs"]
+mod common;
 mod download;
 #[allow(dead_code, reason = "of what several tests share, each needs a part")]
 #[path = "../../../../models/tests/common/edit.rs"]

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -57,6 +58,8 @@ pub(crate) enum Act {
     Cut(usize),
     /// What is right, with nothing after so many bytes of the body.
     Stall(usize),
+    /// What is right, the rest after so many bytes of the body only when the other end of this is gone.
+    Hold(usize, Arc<Mutex<Receiver<()>>>),
     /// What is right, with a pause before each so many bytes of the body.
     Slow(usize),
     /// All of the file, whatever part was asked for.
@@ -173,6 +176,11 @@ impl Shared {
                 stream.write_all(&body[..n.min(body.len())]).ok()?;
                 std::thread::sleep(Duration::from_secs(60));
                 None
+            }
+            Act::Hold(n, until) => {
+                stream.write_all(&body[..n.min(body.len())]).ok()?;
+                let _ = until.lock().unwrap().recv();
+                stream.write_all(&body[n.min(body.len())..]).ok()
             }
             Act::Slow(n) => body.chunks(n).try_for_each(|part| {
                 std::thread::sleep(Duration::from_millis(100));
