@@ -212,7 +212,7 @@ impl<'a> Weights<'a> {
             return Err(shape_error(info.name(), &format!("[{cols}, {rows}]"), &found));
         }
         let loaded = match &self.home {
-            Some((home, sums)) => home.load(&Piece::find(self.gguf, info, sums)?, None)?,
+            Some((home, sums)) => home.load_in_order(&Piece::find(self.gguf, info, sums)?)?,
             None => {
                 let tensors =
                     info.find(self.gguf)?.into_iter().map(|t| self.part(t)).collect::<Result<_>>()?;

@@ -8,7 +8,7 @@
 use crate::error::{Error, Result};
 use crate::os::file::DataFile;
 use crate::store::{Bytes, Gguf, Loaded, MatrixInfo, TensorInfo};
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapOptions};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -66,6 +66,9 @@ pub struct Piece {
     /// Its tensors, by what comes and goes together.
     portions: Vec<Portion>,
 }
+
+/// Bytes behind a version that the disk is told of: some versions of a small model.
+const BEHIND_BYTES: u64 = 2 << 20;
 
 /// Where each of some tensors lies, and xxh3-64 of it, if that is known.
 type Portion = Vec<(Range<u64>, Option<u64>)>;
@@ -144,6 +147,19 @@ impl Home {
         }
     }
 
+    /// As [`Home::load`] without another version, for those who go through the file from its beginning: the disk is told of what
+    /// lies behind.
+    ///
+    /// # Errors
+    /// As [`Home::load`].
+    pub fn load_in_order(&self, piece: &Piece) -> Result<Loaded> {
+        if let (Home::Memory { file, .. }, Some(last)) = (self, piece.portions.last()) {
+            let end = range(last).end;
+            file.ahead(end..end + BEHIND_BYTES);
+        }
+        self.load(piece, None)
+    }
+
     /// Brings tensors that lie together into memory of their own, which goes back to the system with the last of them.
     fn load_portion(&self, name: &str, portion: &Portion) -> Result<Vec<Bytes>> {
         let all = range(portion);
@@ -151,8 +167,9 @@ impl Home {
             Home::Map(bytes) => (bytes.clone(), 0),
             Home::Memory { file, account } => {
                 let len = usize::try_from(all.end - all.start).unwrap_or(usize::MAX);
-                let memory =
-                    MmapMut::map_anon(len.max(1)).map_err(Error::io(file.path(), "take memory for"))?;
+                // All of it is written at once: one call brings its pages, and not one fault each.
+                let memory = MmapOptions::new().len(len.max(1)).populate().map_anon();
+                let memory = memory.map_err(Error::io(file.path(), "take memory for"))?;
                 account.add(memory.len() as u64);
                 let mut counted = Counted { memory, account: account.clone() };
                 file.read(&mut counted.memory[..len], all.start)?;
