@@ -88,8 +88,9 @@ fn while_packing() {
         assert_eq!(*code, Some(0), "{stderr}");
     }
     assert_eq!(third.1, fourth.1);
-    let both = third.2 + &fourth.2;
-    assert_eq!(both.matches("packing large.gguf:").count(), 1, "{both}");
+    // How often it is said depends on how long it takes.
+    let packed = [third.2, fourth.2].map(|said| said.contains("packing large.gguf:"));
+    assert!(packed[0] != packed[1], "{packed:?}");
     let left = here.cached();
     assert!(left.len() == 2 && left.iter().all(|n| !n.contains(".part-")), "{left:?}");
 }
