@@ -20,7 +20,7 @@ from table import ROOT, reference, run
 sys.path.insert(0, str(ROOT / "benches"))
 from svg import OURS, ROW_PX, THEIRS, Svg, axes  # noqa: E402
 
-COLOURS = [OURS, THEIRS, "#27ae60", "#8e44ad", "#d35400"]
+COLOURS = [OURS, THEIRS, "#27ae60", "#8e44ad", "#d35400", "#2c3e50", "#f1c40f", "#7f8c8d"]
 
 
 def main():
