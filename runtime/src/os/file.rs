@@ -44,17 +44,14 @@ impl DataFile {
 
     /// Says that these bytes will be read soon. Where the system does not listen they are read no later than without.
     pub(crate) fn ahead(&self, range: Range<u64>) {
+        // Of no bytes at all some systems would take all that follow.
+        let Some(bytes) = range.end.checked_sub(range.start).and_then(NonZeroU64::new) else { return };
         #[cfg(any(target_os = "linux", target_os = "android"))]
-        let _ = rustix::fs::fadvise(
-            &self.file,
-            range.start,
-            NonZeroU64::new(range.end - range.start),
-            rustix::fs::Advice::WillNeed,
-        );
+        let _ = rustix::fs::fadvise(&self.file, range.start, Some(bytes), rustix::fs::Advice::WillNeed);
         #[cfg(target_vendor = "apple")]
-        let _ = rustix::fs::fcntl_rdadvise(&self.file, range.start, range.end - range.start);
+        let _ = rustix::fs::fcntl_rdadvise(&self.file, range.start, bytes.get());
         #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
-        let _ = range;
+        let _ = bytes;
     }
 }
 

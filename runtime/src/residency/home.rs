@@ -155,7 +155,7 @@ impl Home {
     pub fn load_in_order(&self, piece: &Piece) -> Result<Loaded> {
         if let (Home::Memory { file, .. }, Some(last)) = (self, piece.portions.last()) {
             let end = range(last).end;
-            file.ahead(end..end + BEHIND_BYTES);
+            file.ahead(end..end.saturating_add(BEHIND_BYTES));
         }
         self.load(piece, None)
     }

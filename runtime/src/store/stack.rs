@@ -210,9 +210,9 @@ impl Stack {
         &self.curve
     }
 
-    /// Bytes of the tensors that a model with the first `blocks` blocks is made of.
+    /// Bytes of the tensors that a model with the first `blocks` blocks, or all of them, is made of.
     pub fn resident_bytes(&self, blocks: usize) -> u64 {
-        self.resident.get(blocks).copied().unwrap_or(0)
+        self.resident.get(blocks).or(self.resident.last()).copied().unwrap_or(0)
     }
 
     /// Where the first `blocks` blocks end in the file.

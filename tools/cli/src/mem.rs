@@ -51,7 +51,7 @@ pub(crate) fn bytes(mem: Mem, taken: u64) -> anyhow::Result<u64> {
 /// What is left of bytes for all of the program beside the `taken` that are not its model's.
 ///
 /// # Errors
-/// Nothing.
+/// Fewer than those.
 pub(crate) fn beside(all: u64, taken: u64) -> anyhow::Result<u64> {
     all.checked_sub(taken)
         .with_context(|| format!("--mem: the program alone takes {}; allow more", ui::megabytes(taken)))
