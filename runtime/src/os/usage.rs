@@ -13,6 +13,10 @@ pub(crate) struct Usage {
     pub(crate) waited: u64,
 }
 
+/// As the kernel has it; `libc` does not have it for Android.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const RUSAGE_THREAD: libc::c_int = 1;
+
 /// Those of the calling thread; none where the system counts for whole processes only. Takes some 0.2 us.
 pub(crate) fn of_this_thread() -> Option<Usage> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -20,7 +24,7 @@ pub(crate) fn of_this_thread() -> Option<Usage> {
         let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
         // SAFETY: the pointer is valid for writes, and all bits zero are a `rusage` even if nothing is written.
         let (failed, usage) = unsafe {
-            let failed = libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) != 0;
+            let failed = libc::getrusage(RUSAGE_THREAD, usage.as_mut_ptr()) != 0;
             (failed, usage.assume_init())
         };
         if failed {
