@@ -9,10 +9,9 @@ use super::{text, work};
 use crate::args::{QuantizeArgs, SignLevels};
 use crate::judge::curve::Judge;
 use crate::load::{self, Source};
-use crate::{cache, calib, interrupt, ui};
+use crate::{cache, calib, ui};
 use anyhow::Context;
-use lutite_quant::rank::rank;
-use lutite_quant::stack::{self, StackJob};
+use lutite_quant::stack;
 use lutite_quant::{LevelOptions, Opened, PackOptions, Plan, calibrate, first_levels};
 use lutite_runtime::store::ModelFile;
 use std::time::Instant;
@@ -56,18 +55,7 @@ pub(super) fn quantize(args: &QuantizeArgs, source: &Source, wanted: SignLevels)
     // Matrices of a layer come up together, as in other stacks; what is exact does not come up.
     let mut parts = stack::parts(opened[0])?;
     parts.retain(|part| part.iter().all(|name| fitted.contains(name)));
-    let exact_gguf = load::gguf(&exact)?;
-    let order = rank(&judge.costs(Opened { gguf: &exact_gguf, file: &exact.file }, &opened, &parts)?);
-    let job = StackJob {
-        levels: &opened,
-        parts: &parts,
-        order: &order,
-        tag: &options.tag(),
-        source_hash: hash,
-        measure: None,
-        cancel: interrupt::flag(),
-    };
-    let stacked = write(args, judge, &job)?;
+    let stacked = write(args, judge, &exact, (&opened, &parts), &options.tag(), hash)?;
     drop(opened);
     drop(ggufs);
     // The result is whole; what stays is a waste of space and no harm.

@@ -52,19 +52,8 @@ pub(super) fn quantize(
     for level in &opened {
         parts.iter().try_for_each(|part| stack::bytes(*level, part).map(|_| ()))?;
     }
-    let mut judge = Judge::new(&exact, threads)?;
-    let exact_gguf = load::gguf(&exact)?;
-    let order = rank(&judge.costs(Opened { gguf: &exact_gguf, file: &exact.file }, &opened, &parts)?);
-    let job = StackJob {
-        levels: &opened,
-        parts: &parts,
-        order: &order,
-        tag: &tag(&levels, options),
-        source_hash: hash,
-        measure: None,
-        cancel: interrupt::flag(),
-    };
-    let stacked = write(args, judge, &job)?;
+    let judge = Judge::new(&exact, threads)?;
+    let stacked = write(args, judge, &exact, (&opened, &parts), &tag(&levels, options), hash)?;
     drop(opened);
     drop(ggufs);
     drop(packed);
@@ -79,8 +68,17 @@ pub(super) fn quantize(
     Ok(())
 }
 
-/// Writes a stack, whose curve `judge` measures.
-pub(super) fn write(args: &QuantizeArgs, judge: Judge, job: &StackJob<'_>) -> anyhow::Result<Stacked> {
+/// Writes a stack of a model at each level and what comes up together, in an order and with a curve that `judge` measures.
+pub(super) fn write(
+    args: &QuantizeArgs,
+    mut judge: Judge,
+    exact: &Source,
+    (levels, parts): (&[Opened<'_>], &[Vec<String>]),
+    tag: &str,
+    source_hash: u64,
+) -> anyhow::Result<Stacked> {
+    let gguf = load::gguf(exact)?;
+    let order = rank(&judge.costs(Opened { gguf: &gguf, file: &exact.file }, levels, parts)?);
     let judge = Mutex::new(judge);
     let measure = |file, points: &[usize]| {
         let mut judge = judge.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -89,7 +87,15 @@ pub(super) fn write(args: &QuantizeArgs, judge: Judge, job: &StackJob<'_>) -> an
             .map_err(|e| lutite_quant::Error::Refused(format!("the loss cannot be measured: {e:#}")))
     };
     let measure: &Measure<'_> = &measure;
-    let job = StackJob { measure: (!args.no_measure).then_some(measure), ..*job };
+    let job = StackJob {
+        levels,
+        parts,
+        order: &order,
+        tag,
+        source_hash,
+        measure: (!args.no_measure).then_some(measure),
+        cancel: interrupt::flag(),
+    };
     stack_to_file(&job, &args.out_file).map_err(|e| match e {
         _ if interrupt::requested() => Quit::Interrupted.into(),
         e => anyhow::Error::new(e).context(format!("cannot write {}", args.out_file.display())),
