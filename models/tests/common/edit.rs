@@ -3,7 +3,9 @@
 
 use lutite_kernels::ggml::{GgmlType, dequantize_row};
 use lutite_runtime::store::{Gguf, GgufWriter, Value};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// A tensor's name, type, shape (fastest dimension first) and data.
 pub(crate) type Tensor = (String, GgmlType, Vec<u64>, Vec<u8>);
@@ -91,6 +93,25 @@ impl Rng {
     pub(crate) fn below(&mut self, n: usize) -> usize {
         (self.next() % n.max(1) as u64) as usize
     }
+}
+
+/// Runs `case`, which says whether its mutation was accepted, for 2 seconds, or for `LUTITE_FUZZ_SECONDS`. A failure
+/// prints the seed of the case; set `LUTITE_FUZZ_SEED` to it to start with that case.
+pub(crate) fn mutations(case: impl Fn(&mut Rng) -> bool) {
+    let seconds = std::env::var("LUTITE_FUZZ_SECONDS").ok().map_or(2.0, |s| s.parse().expect("seconds"));
+    let first: u64 = std::env::var("LUTITE_FUZZ_SEED").ok().map_or(1, |s| s.parse().expect("a seed"));
+    let end = Instant::now() + Duration::from_secs_f64(seconds);
+    let (mut cases, mut accepted) = (0u64, 0u64);
+    while Instant::now() < end {
+        let number = first + cases;
+        match catch_unwind(AssertUnwindSafe(|| case(&mut Rng(number)))) {
+            Ok(fine) => accepted += u64::from(fine),
+            Err(_) => panic!("case failed: run again with LUTITE_FUZZ_SEED={number}"),
+        }
+        cases += 1;
+    }
+    println!("{cases} cases from seed {first}, {accepted} of them accepted");
+    assert!(accepted > 0 && accepted < cases, "mutations are too strong or too weak to test anything");
 }
 
 /// Numbers that counts, types and lengths are least prepared for.
