@@ -1,4 +1,4 @@
-//! Read-only memory maps of model files.
+//! Read-only memory maps of model files, and memory for what is read from them.
 //!
 //! A map costs no memory until it is read, and what was read can be dropped by the system without writing it
 //! anywhere. The price: if another program cuts the file short while it is mapped, reading behind its new end
@@ -7,10 +7,11 @@
 //! does; the old file then lives on until the map is dropped.
 
 use std::fs::{self, File};
+use std::io;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut, MmapOptions};
 
 use crate::error::{Error, Result};
 
@@ -91,6 +92,30 @@ impl Map {
         let _ = access;
         Ok(())
     }
+}
+
+/// Bytes of a huge page of x86 and, where pages have 4 KiB, of Arm.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Takes `bytes` of memory, at least one, all of which is about to be written; dropped, it goes back to the system at once.
+/// Its pages come by one call, not with a fault for each, and where the system has huge pages, memory that is large enough
+/// lies in such: weights are read from end to end at every token, which takes an entry of the TLB per page.
+///
+/// # Errors
+/// Those of the system, which has no memory left.
+pub(crate) fn memory(bytes: usize) -> io::Result<MmapMut> {
+    let mut options = MmapOptions::new();
+    options.len(bytes.max(1));
+    if bytes < HUGE_PAGE_BYTES {
+        return options.populate().map_anon();
+    }
+    let memory = options.map_anon()?;
+    // A system that takes no such advice brings the pages when they are written.
+    #[cfg(target_os = "linux")]
+    for advice in [memmap2::Advice::HugePage, memmap2::Advice::PopulateWrite] {
+        let _ = memory.advise(advice);
+    }
+    Ok(memory)
 }
 
 impl AsRef<[u8]> for Map {

@@ -7,8 +7,9 @@
 
 use crate::error::{Error, Result};
 use crate::os::file::DataFile;
+use crate::os::map;
 use crate::store::{Bytes, Gguf, Loaded, MatrixInfo, TensorInfo};
-use memmap2::{MmapMut, MmapOptions};
+use memmap2::MmapMut;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -167,9 +168,7 @@ impl Home {
             Home::Map(bytes) => (bytes.clone(), 0),
             Home::Memory { file, account } => {
                 let len = usize::try_from(all.end - all.start).unwrap_or(usize::MAX);
-                // All of it is written at once: one call brings its pages, and not one fault each.
-                let memory = MmapOptions::new().len(len.max(1)).populate().map_anon();
-                let memory = memory.map_err(Error::io(file.path(), "take memory for"))?;
+                let memory = map::memory(len).map_err(Error::io(file.path(), "take memory for"))?;
                 account.add(memory.len() as u64);
                 let mut counted = Counted { memory, account: account.clone() };
                 file.read(&mut counted.memory[..len], all.start)?;
