@@ -13,8 +13,7 @@ use lutite_runtime::kv::KvTypes;
 use lutite_runtime::os::file::DataFile;
 use lutite_runtime::pool::{Pool, PoolConfig};
 use lutite_runtime::residency::{Home, within};
-use lutite_runtime::store::{Directory, ModelFile, check_version, is_packed};
-use std::collections::HashSet;
+use lutite_runtime::store::{Directory, ModelFile, check_version, is_packed, tensor_checksums};
 use std::sync::Arc;
 
 /// Tokens that go through the network together in a prompt: enough to read weights rarely, few enough for
@@ -115,14 +114,15 @@ pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
         check_version(&gguf)?;
     }
     let directory = Directory::read(&gguf)?;
-    // Versions of matrices that come one by one are held against their checksums one by one.
+    // Of what is read piece by piece, each is held against its checksum when it is read.
     let by_piece =
         o.path == Path::Lut && packed && (o.budget.is_some() || !directory.stack().blocks().is_empty());
-    let pieces = if by_piece { directory.tensor_names() } else { HashSet::new() };
-    let sums = match o.verify && packed {
-        true => verify_on(&gguf, file.head(), &mut pool, |t| !pieces.contains(t.name))?,
-        false => Vec::new(),
-    };
+    let mut sums = Vec::new();
+    match o.verify && packed {
+        true if by_piece => sums = tensor_checksums(&gguf, file.head()).map_err(Error::Damaged)?,
+        true => verify_on(&gguf, file.head(), &mut pool)?,
+        false => {}
+    }
     let config = Config::read(&gguf)?;
     let context = o.context.unwrap_or(config.context.min(DEFAULT_CONTEXT));
     if context == 0 {
@@ -134,7 +134,7 @@ pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
     let shape = attention::kv_shape(&config, o.kv, context)?;
     let batch = o.batch.clamp(1, context);
     // The file before the memory: what a damaged file would need means nothing.
-    let weights = Weights::new(&gguf, &file, o.path)?;
+    let weights = Weights::of(&gguf, &file, o.path, directory)?;
     let loaded = llama::check(&config, &weights)?;
     let need = session_bytes(&config, shape, batch, pool.workers());
     if let Some((available, bound)) = &o.available {
@@ -151,7 +151,7 @@ pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
     let rest = (need.kv.saturating_add(need.activations) as u64).saturating_add(loaded);
     let mut begin = Begin { rest, ..Begin::default() };
     let weights = if by_piece {
-        let stack = directory.stack();
+        let stack = weights.directory().stack();
         let home = match &o.budget {
             None => Home::Map(file.whole().ok_or_else(|| Error::Damaged("lies in several files".into()))?),
             Some(b) => Home::Memory { file: b.file.clone(), account: Arc::default() },
@@ -166,7 +166,7 @@ pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
                     begin.blocks = if b.at_once { 0 } else { fit.min(stack.present()) };
                 }
                 Err(_) => {
-                    let least = Directory::base(&gguf)?;
+                    let least = weights.directory().clone().at(0);
                     let layers =
                         layers_within(&least, config.layers, limit).map_err(|needed| Error::Memory {
                             what: format!(
@@ -180,7 +180,7 @@ pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
                 }
             }
         }
-        weights.at(begin.blocks, home, sums)?
+        weights.at(begin.blocks, home, sums)
     } else {
         weights
     };

@@ -20,7 +20,7 @@ pub fn verify(bytes: &[u8], workers: usize) -> Result<()> {
     }
     check_version(&gguf)?;
     let pool = &mut Pool::new(&PoolConfig { workers, ..PoolConfig::default() })?;
-    verify_on(&gguf, bytes, pool, |_| true).map(|_| ())
+    verify_on(&gguf, bytes, pool)
 }
 
 /// As [`verify`], of metadata and descriptions only: what tensors are is for those to check who read them.
@@ -36,18 +36,12 @@ pub fn verify_head(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// As [`verify`], for those tensors that `wanted` wants of a packed file whose version has been checked; returns all sums.
-pub(crate) fn verify_on(
-    gguf: &Gguf<'_>,
-    bytes: &[u8],
-    pool: &mut Pool,
-    wanted: impl Fn(&TensorInfo<'_>) -> bool,
-) -> Result<Vec<u64>> {
+/// As [`verify`], for a packed file whose version has been checked.
+pub(crate) fn verify_on(gguf: &Gguf<'_>, bytes: &[u8], pool: &mut Pool) -> Result<()> {
     let sums = tensor_checksums(gguf, bytes).map_err(Error::Damaged)?;
     let tensors = gguf.tensors();
     // What a file that was cut off lacks is nobody's.
-    let mut order: Vec<usize> =
-        (0..tensors.len()).filter(|i| !tensors[*i].is_absent() && wanted(&tensors[*i])).collect();
+    let mut order: Vec<usize> = (0..tensors.len()).filter(|i| !tensors[*i].is_absent()).collect();
     // The largest first, so that all workers finish at about the same time.
     order.sort_by_key(|&i| std::cmp::Reverse(tensors[i].data.len()));
     let first_bad = AtomicUsize::new(usize::MAX);
@@ -58,10 +52,17 @@ pub(crate) fn verify_on(
         }
     });
     match tensors.get(first_bad.into_inner()) {
-        None => Ok(sums),
-        Some(t) => {
-            let at = format!("bytes {} to {}", t.offset, t.offset + t.data.len() as u64);
-            Err(Error::Damaged(format!("has a tensor `{}` ({at}) that does not match its checksum", t.name)))
-        }
+        None => Ok(()),
+        Some(t) => Err(damaged(t)),
     }
+}
+
+/// As [`verify`], for one tensor, whose sum is to be `sum`.
+pub(crate) fn verify_tensor(t: &TensorInfo<'_>, sum: u64) -> Result<()> {
+    if xxh3_64(t.data) == sum { Ok(()) } else { Err(damaged(t)) }
+}
+
+fn damaged(t: &TensorInfo<'_>) -> Error {
+    let at = format!("bytes {} to {}", t.offset, t.offset + t.data.len() as u64);
+    Error::Damaged(format!("has a tensor `{}` ({at}) that does not match its checksum", t.name))
 }

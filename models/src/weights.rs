@@ -4,13 +4,17 @@ use crate::arch::llama::{Begin, Embedding};
 use crate::error::{Error, Result};
 use crate::linear::{How, Linear};
 use crate::signs::SignShape;
+use crate::verify::verify_tensor;
 use lutite_kernels::ggml::{GgmlError, GgmlType, dequantize_row};
 use lutite_kernels::plain::PlainType;
+use lutite_runtime::pool::Pool;
 use lutite_runtime::residency::{Home, Host, Piece, Residency, Start};
 use lutite_runtime::store::{
     Bytes, Directory, Gguf, Loaded, MatrixInfo, ModelFile, RowOrder, TensorInfo, check_version, is_packed,
 };
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 /// How weight matrices are multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,8 +33,10 @@ pub(crate) struct Weights<'a> {
     file: &'a ModelFile,
     packed: Directory,
     path: Path,
-    /// Where packed matrices are to lie and their tensors' checksums, if not in the file's map.
+    /// Where packed matrices are to lie and the checksums of all tensors, if not in the file's map.
     home: Option<(Home, Vec<u64>)>,
+    /// Matrices that were read and not yet taken.
+    read: RefCell<HashMap<String, Loaded>>,
 }
 
 impl<'a> Weights<'a> {
@@ -38,19 +44,58 @@ impl<'a> Weights<'a> {
     pub(crate) fn new(gguf: &'a Gguf<'a>, file: &'a ModelFile, path: Path) -> Result<Weights<'a>> {
         if is_packed(gguf)? {
             check_version(gguf)?;
-        } else if path == Path::Lut {
+        }
+        Weights::of(gguf, file, path, Directory::read(gguf)?)
+    }
+
+    /// As [`Weights::new`] of a file whose directory has been read.
+    pub(crate) fn of(
+        gguf: &'a Gguf<'a>,
+        file: &'a ModelFile,
+        path: Path,
+        packed: Directory,
+    ) -> Result<Weights<'a>> {
+        if path == Path::Lut && !is_packed(gguf)? {
             let why = "this file holds no bit planes; pack it first (lutite quantize)".to_owned();
             return Err(lutite_runtime::Error::Packed(why).into());
         }
-        Ok(Weights { gguf, file, packed: Directory::read(gguf)?, path, home: None })
+        Ok(Weights { gguf, file, packed, path, home: None, read: RefCell::default() })
     }
 
     /// With matrices as the first `blocks` blocks of the stack make them, read from `home`; `sums` are the checksums of the
     /// file's tensors, in listing order.
-    pub(crate) fn at(mut self, blocks: usize, home: Home, sums: Vec<u64>) -> Result<Weights<'a>> {
-        self.packed = Directory::base(self.gguf)?.at(blocks);
+    pub(crate) fn at(mut self, blocks: usize, home: Home, sums: Vec<u64>) -> Weights<'a> {
+        self.packed = self.packed.at(blocks);
         self.home = Some((home, sums));
-        Ok(self)
+        self
+    }
+
+    /// Reads those of these matrices that come from a home, on all workers, in the order of the file; [`Weights::linear`] takes
+    /// them.
+    pub(crate) fn read(&self, names: impl Iterator<Item = String>, pool: &mut Pool) -> Result<()> {
+        let Some((home, sums)) = &self.home else { return Ok(()) };
+        let mut pieces = Vec::new();
+        for name in names {
+            if let Some(info) = self.packed.get(&name) {
+                pieces.push((name, Piece::find(self.gguf, info, sums)?));
+            }
+        }
+        pieces.sort_by_key(|(_, piece)| piece.start());
+        let loaded: Vec<OnceLock<_>> = pieces.iter().map(|_| OnceLock::new()).collect();
+        pool.each(pieces.len(), |i| _ = loaded[i].set(home.load_in_order(&pieces[i].1)));
+        for ((name, _), loaded) in pieces.into_iter().zip(loaded) {
+            if let Some(loaded) = loaded.into_inner() {
+                self.read.borrow_mut().insert(name, loaded?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds a tensor against its checksum, if that was not done for the whole file.
+    fn verify(&self, t: &TensorInfo<'_>) -> Result<()> {
+        let sum = |sums: &Vec<u64>| sums.get(self.gguf.position(t.name)?).copied();
+        let sum = self.home.as_ref().and_then(|(_, sums)| sum(sums));
+        sum.map_or(Ok(()), |sum| verify_tensor(t, sum))
     }
 
     /// The directory.
@@ -99,7 +144,7 @@ impl<'a> Weights<'a> {
         let numbers = 4 * rows as u64 * cols as u64;
         let bytes = match self.packed.get(name) {
             Some(info) => {
-                self.packed(info, rows, cols)?;
+                self.packed(name, info, rows, cols)?;
                 if self.path == Path::Lut { 0 } else { numbers }
             }
             None => {
@@ -120,7 +165,7 @@ impl<'a> Weights<'a> {
     pub(crate) fn linear(&self, name: &str, rows: usize, cols: usize, how: How) -> Result<Linear> {
         let mut linear = match self.packed.get(name) {
             Some(info) => {
-                let packed = self.packed(info, rows, cols)?;
+                let packed = self.packed(name, info, rows, cols)?;
                 if self.path == Path::Lut {
                     let mut linear = Linear::packed(packed, how).map_err(|e| damaged(info, &e))?;
                     linear.set_versions(self.versions(name));
@@ -158,6 +203,7 @@ impl<'a> Weights<'a> {
     /// The table of token vectors, `[vocab][dim]`, of a model whose head is another matrix.
     pub(crate) fn embedding(&self, vocab: usize, dim: usize) -> Result<Embedding> {
         let t = self.matrix("token_embd.weight", vocab, dim)?;
+        self.verify(t)?;
         Ok(Embedding::Rows { ty: t.ty, bytes: self.part(t)? })
     }
 
@@ -174,6 +220,7 @@ impl<'a> Weights<'a> {
     pub(crate) fn vector(&self, name: &str, n: usize) -> Result<Vec<f32>> {
         self.check_vector(name, n)?;
         let t = self.gguf.require(name)?;
+        self.verify(t)?;
         let mut out = vec![0.0; n];
         dequantize_row(t.ty, t.data, &mut out).map_err(|e| unreadable(t, &e))?;
         // One such number in a norm or a bias spoils every token; said here, it has a name.
@@ -205,14 +252,17 @@ impl<'a> Weights<'a> {
         of.flat_map(|(i, b)| [stack.older(i), Some(&b.info)]).flatten().cloned().collect()
     }
 
-    fn packed(&self, info: &MatrixInfo, rows: usize, cols: usize) -> Result<Loaded> {
+    fn packed(&self, name: &str, info: &MatrixInfo, rows: usize, cols: usize) -> Result<Loaded> {
         let shape = info.shape();
         if (shape.rows, shape.cols) != (rows, cols) {
             let found = format!("[{}, {}]", shape.cols, shape.rows);
             return Err(shape_error(info.name(), &format!("[{cols}, {rows}]"), &found));
         }
         let loaded = match &self.home {
-            Some((home, sums)) => home.load_in_order(&Piece::find(self.gguf, info, sums)?)?,
+            Some((home, sums)) => match self.read.borrow_mut().remove(name) {
+                Some(loaded) => loaded,
+                None => home.load(&Piece::find(self.gguf, info, sums)?, None)?,
+            },
             None => {
                 let tensors =
                     info.find(self.gguf)?.into_iter().map(|t| self.part(t)).collect::<Result<_>>()?;
@@ -225,6 +275,7 @@ impl<'a> Weights<'a> {
 
     fn plain(&self, name: &str, rows: usize, cols: usize, how: How) -> Result<Linear> {
         let t = self.matrix(name, rows, cols)?;
+        self.verify(t)?;
         if let Some(ty) = plain_type(t.ty) {
             return Ok(Linear::plain(rows, cols, ty, self.part(t)?, how));
         }

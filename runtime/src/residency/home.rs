@@ -112,6 +112,11 @@ impl Piece {
         self.portions.get(shared / self.info.portion()..).unwrap_or_default()
     }
 
+    /// Where the first of its tensors begins in the file.
+    pub fn start(&self) -> u64 {
+        self.portions.first().map_or(0, |portion| range(portion).start)
+    }
+
     /// Bytes of memory that it takes beside the version `have` of this matrix.
     pub fn bytes_beside(&self, have: &MatrixInfo) -> u64 {
         let bytes = |range: Range<u64>| range.end - range.start;

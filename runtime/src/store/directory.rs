@@ -100,8 +100,9 @@ impl Directory {
         Ok(Directory { matrices: all, stack })
     }
 
-    /// Beginning with [`base`](Self::base), with matrices as the first `blocks` blocks of the stack make them.
+    /// With matrices as the first `blocks` blocks of the stack make them.
     pub fn at(mut self, blocks: usize) -> Directory {
+        self.matrices.extend(self.stack.least().map(|(name, info)| (name.to_owned(), info.clone())));
         for block in self.stack.blocks().iter().take(blocks) {
             self.matrices.insert(block.matrix.clone(), block.info.clone());
         }

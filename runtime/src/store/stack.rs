@@ -232,6 +232,11 @@ impl Stack {
         Some(a.kl + share * (b.kl - a.kl))
     }
 
+    /// The least version of each matrix that blocks speak of.
+    pub(super) fn least(&self) -> impl Iterator<Item = (&str, &MatrixInfo)> {
+        self.first.iter().map(|(name, info)| (name.as_str(), info))
+    }
+
     /// What block `i` takes the place of.
     pub fn older(&self, i: usize) -> Option<&MatrixInfo> {
         let block = &self.blocks[i];

@@ -17,6 +17,7 @@ pub mod blocks;
 mod layer;
 pub(crate) mod streamed;
 
+use self::blocks::matrices;
 use self::layer::{Flow, Layer, normalize};
 use crate::attention;
 use crate::config::Config;
@@ -167,19 +168,20 @@ impl Llama {
     /// Loads the weights and makes a session's buffers. The caller has [`check`]ed the file, and that it all fits into
     /// memory.
     pub(crate) fn new(config: Config, w: Weights<'_>, session: Session, begin: &Begin) -> Result<Llama> {
-        let Session { isa, pool, kv, batch, ahead, exact } = session;
+        let Session { isa, mut pool, kv, batch, ahead, exact } = session;
         let c = &config;
         let dim = c.dim;
         let how = How { isa, workers: pool.workers(), ahead, exact };
         let load = |name: &str, rows, cols| w.linear(name, rows, cols, how);
         let vector = |name: &str, n| w.vector(name, n);
-        let first = begin.layers.unwrap_or(c.layers);
+        let (first, tied) = (begin.layers.unwrap_or(c.layers), is_tied(&w));
+        let of_layer = |i: usize| matrices().map(move |part| format!("blk.{i}.{part}"));
+        w.read((0..first).flat_map(of_layer).chain([head_name(tied).to_owned()]), &mut pool)?;
         let layers = (0..first).map(|i| Layer::find(c, i, &load, &vector)).collect::<Result<Vec<_>>>()?;
         let streamed = match w.home() {
             Some(home) if first < c.layers => Some(Streamed::start(c, &w, home, first, how)?),
             _ => None,
         };
-        let tied = is_tied(&w);
         // Of a prompt mostly the last token's logits are asked for, and for one token whole codes are not worth making.
         let head = w.linear(head_name(tied), c.vocab, dim, How { exact: true, ..how })?;
         let embedding = if tied { Embedding::Tied } else { w.embedding(c.vocab, dim)? };

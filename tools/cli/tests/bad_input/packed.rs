@@ -3,10 +3,12 @@
 use super::edit::{Rng, mutate, mutations};
 use super::*;
 use lutite_kernels::isa::Isa;
-use lutite_models::{OpenOptions, open};
+use lutite_models::{Budget, OpenOptions, open};
 use lutite_quant::{PackJob, PackOptions, Plan, pack_in_memory};
 use lutite_runtime::decode::{Decoder, Logits, Phase};
+use lutite_runtime::os::file::DataFile;
 use lutite_runtime::store::{Bytes, Gguf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 pub(super) fn packed() -> Vec<u8> {
@@ -87,6 +89,30 @@ fn any_bit_flipped() {
         bad[at] ^= 1 << (i % 8);
     }
     println!("{padding} of 3000 in padding, {by_reader} refused by the reader before the checksums");
+}
+
+/// What is read piece by piece is refused as well: each tensor with one bit flipped.
+#[test]
+fn any_tensor_flipped_within_a_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("packed.gguf");
+    let opened = |file: &[u8]| {
+        std::fs::write(&path, file).unwrap();
+        let data = Arc::new(DataFile::open(&path).unwrap());
+        let budget = Budget { bytes: 64 << 20, bound: "this test".into(), file: data, at_once: false };
+        let options = OpenOptions { budget: Some(budget), workers: 2, ..options(true) };
+        open::open(&Bytes::new(file.to_vec()), &options).map(|_| ()).map_err(|e| e.to_string())
+    };
+    let file = packed();
+    opened(&file).unwrap();
+    let gguf = Gguf::parse(&file).unwrap();
+    for t in gguf.tensors() {
+        let mut bad = file.clone();
+        bad[t.offset as usize + t.data.len() / 2] ^= 16;
+        let message = opened(&bad).expect_err(t.name);
+        let matrix = t.name.rsplit_once('.').map_or(t.name, |(name, _)| name);
+        holds(&message, &[matrix, "does not match its checksum"]);
+    }
 }
 
 /// The same without checksums, several changes at a time: words may be wrong, but nothing panics.
