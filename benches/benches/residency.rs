@@ -7,8 +7,8 @@
 //! 2. *Budgets*: one session writes tokens undisturbed, then another one, and meanwhile its budget goes up and down at random between
 //!    what the least weights need and what all do. Printed are the times of a token in both, memory against the budget in force, what
 //!    was read, and whether the logits in the end are those of a fresh session.
-//! 3. *Rise*: from the least weights to all, beside reading the same bytes one after the other; from the page cache and, where
-//!    the system lets go of the file, from the disk.
+//! 3. *Rise*: from the least weights to all, beside reading as many bytes in order; from the page cache and, where the system
+//!    lets go of the file, from the disk.
 //! 4. *Speed*: a token with the first so many blocks, read into memory of their own, beside the same file cut off there and mapped.
 
 use lutite_kernels::isa::Isa;
@@ -18,7 +18,7 @@ use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::os::file::DataFile;
 use lutite_runtime::os::map::Map;
 use lutite_runtime::os::memory;
-use lutite_runtime::store::{Bytes, Directory, ModelFile};
+use lutite_runtime::store::{Bytes, ModelFile};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
@@ -52,7 +52,7 @@ fn main() {
     let session = |bytes| budgeted(Path::new(&path), &file, bytes, false, workers);
     budgets(&path, &session, workers, (changes, tokens, seed));
     // Last, since they look at pages of the map, which then count as this program's memory.
-    rise(Path::new(&path), &file, &session(u64::MAX >> 1));
+    rise(Path::new(&path), &session(u64::MAX >> 1));
     speed(&file, &mut session(u64::MAX >> 1), workers);
 }
 
@@ -211,7 +211,7 @@ fn speed(file: &ModelFile, model: &mut Model, workers: usize) {
 }
 
 /// From the least to all, from the page cache and from the disk.
-fn rise(path: &Path, file: &ModelFile, model: &Model) {
+fn rise(path: &Path, model: &Model) {
     let handle = model.residency().expect("a stacked file");
     let all = handle.stack().blocks().len();
     let to = |blocks| {
@@ -221,7 +221,7 @@ fn rise(path: &Path, file: &ModelFile, model: &Model) {
         start.elapsed().as_secs_f64()
     };
     let read = || handle.account().map_or(0, |account| account.read());
-    println!("| from | bytes read, MB | rise, ms | the same read in order, ms | ratio |");
+    println!("| from | bytes read, MB | rise, ms | as many read in order, ms | ratio |");
     println!("|---|---:|---:|---:|---:|");
     for (name, cold) in [("page cache", false), ("disk", true)] {
         let mut ratios = Vec::new();
@@ -232,7 +232,7 @@ fn rise(path: &Path, file: &ModelFile, model: &Model) {
             let risen = to(all);
             let bytes = read() - before;
             evict(path, cold);
-            let plain = plain_read(path, file);
+            let plain = plain_read(path, bytes);
             ratios.push((risen / plain, risen, plain, bytes));
         }
         ratios.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -255,24 +255,12 @@ fn evict(path: &Path, wanted: bool) {
     }
 }
 
-/// Seconds to read the versions that all blocks make, one after the other, into the same memory.
-fn plain_read(path: &Path, model: &ModelFile) -> f64 {
-    let gguf = model.gguf().expect("a file");
-    let directory = Directory::read(&gguf).expect("a stacked file");
-    let mut places: Vec<(u64, usize)> = Vec::new();
-    let mut last = std::collections::HashMap::new();
-    for block in directory.stack().blocks() {
-        last.insert(&block.matrix, block);
-    }
-    places.extend(last.values().map(|b| (b.range.start, (b.range.end - b.range.start) as usize)));
-    places.sort_unstable();
-    let mut buffer = vec![0; places.iter().map(|p| p.1).max().unwrap_or(0)];
+/// Seconds to read so many bytes, the last of the file, one after the other.
+fn plain_read(path: &Path, bytes: u64) -> f64 {
     let mut file = File::open(path).expect("a file");
     let start = Instant::now();
-    for (at, bytes) in places {
-        file.seek(SeekFrom::Start(at)).expect("a place");
-        file.read_exact(&mut buffer[..bytes]).expect("bytes");
-    }
+    file.seek(SeekFrom::End(-(bytes as i64))).expect("a place");
+    std::io::copy(&mut file, &mut std::io::sink()).expect("bytes");
     start.elapsed().as_secs_f64()
 }
 

@@ -122,12 +122,6 @@ impl Directory {
         self.matrices.values().map(one).fold((0, 0), |a, b| (a.0.saturating_add(b.0), a.1 + b.1))
     }
 
-    /// Names of the tensors of all packed matrices, in all versions.
-    pub fn tensor_names(&self) -> HashSet<String> {
-        let used = self.matrices.values().flat_map(MatrixInfo::tensors).map(|(name, _, _)| name);
-        used.chain(self.stack.idle(&self.matrices)).collect()
-    }
-
     /// The matrix of that name, which has no suffix.
     pub fn get(&self, name: &str) -> Option<&MatrixInfo> {
         self.matrices.get(name)
