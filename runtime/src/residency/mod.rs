@@ -61,6 +61,28 @@ pub struct Resident {
     pub failure: Option<String>,
 }
 
+/// How much a system wants back of the memory that a process takes, as phones put it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    /// It begins to run low: a quarter of what weights take beyond their least.
+    Moderate,
+    /// Others are being ended: half of it.
+    Low,
+    /// This process is next: all of it.
+    Critical,
+}
+
+impl Shortage {
+    /// What may stay of four quarters.
+    fn quarters(self) -> u64 {
+        match self {
+            Shortage::Moderate => 3,
+            Shortage::Low => 2,
+            Shortage::Critical => 0,
+        }
+    }
+}
+
 /// The stack of an open model; dropped, its thread ends.
 #[derive(Debug)]
 pub struct Residency {
@@ -247,6 +269,23 @@ impl Handle {
         drop(state);
         self.0.changed.notify_all();
         Ok(blocks)
+    }
+
+    /// Gives memory back, as a system asks for it; returns at once how many blocks are left to be. Another budget may bring the
+    /// others back.
+    pub fn trim(&self, shortage: Shortage) -> usize {
+        let stack = &self.0.stack;
+        let mut state = self.0.lock();
+        let (least, used) = (stack.resident_bytes(0), stack.resident_bytes(state.target()));
+        let keeps = used.saturating_sub(least) / 4 * shortage.quarters();
+        let bytes = least.saturating_add(keeps).min(state.limit.unwrap_or(u64::MAX).max(least));
+        // Not less than the least: there is no error.
+        let blocks = within(stack, bytes).unwrap_or(0).min(state.target());
+        state.limit = Some(bytes);
+        state.ask(blocks);
+        drop(state);
+        self.0.changed.notify_all();
+        blocks
     }
 
     /// What is in memory.

@@ -241,6 +241,32 @@ fn it_rises_and_falls_in_both_homes_with_and_without_tokens() {
 }
 
 #[test]
+fn what_a_system_wants_back_goes_step_by_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let bytes = file(&path);
+    let (home, account) = memory(&path);
+    let case = open(&bytes, home, ALL, Some(u64::MAX));
+    let handle = case.residency.handle();
+    let resident = |blocks| handle.stack().resident_bytes(blocks);
+    for (shortage, quarters) in
+        [(Shortage::Moderate, 3), (Shortage::Low, 2), (Shortage::Moderate, 3), (Shortage::Critical, 0)]
+    {
+        let (before, least) = (account.now(), resident(0));
+        let blocks = handle.trim(shortage);
+        assert!(handle.wait(LONG));
+        assert_eq!(case.check_settled(), blocks);
+        assert_eq!(account.now(), resident(blocks));
+        assert!(account.now() <= least + (before - least) / 4 * quarters, "{shortage:?}");
+    }
+    // Nothing below the least, and nothing comes back by itself; then it does.
+    assert_eq!((handle.trim(Shortage::Critical), account.now()), (0, resident(0)));
+    assert_eq!(handle.set_limit(u64::MAX).unwrap(), ALL);
+    assert!(handle.wait(LONG));
+    assert_eq!(case.check_settled(), ALL);
+}
+
+#[test]
 fn random_budgets_under_tokens_are_never_exceeded_on_the_way_up() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
