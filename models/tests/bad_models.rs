@@ -11,7 +11,6 @@ mod peak;
 use edit::{NUMBERS, Tensor, edit, mutate, mutations, quantize, reference};
 use lutite_kernels::ggml::GgmlType;
 use lutite_kernels::isa::Isa;
-use lutite_models::arch::llama::session_bytes;
 use lutite_models::{Model, OpenOptions, Path, open};
 use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::store::{Bytes, Gguf, Value};
@@ -264,34 +263,6 @@ fn tokens_outside_and_prompts_too_long() {
         message.starts_with("65 positions are needed, but the context has 64; shorten the prompt"),
         "{message}"
     );
-}
-
-/// What is said to be needed is what is taken: the memory check would mean nothing otherwise.
-#[test]
-fn the_estimate_covers_what_is_allocated() {
-    for (context, batch) in [(64, 1), (256, 64), (4096, 16), (100_000, 64)] {
-        let bytes = Bytes::new(seed());
-        let o = OpenOptions { context: Some(context), batch, available: None, ..options() };
-        let (m, peak) = peak_of(|| open::open(&bytes, &o));
-        let m = m.unwrap();
-        let need = session_bytes(m.config(), m.kv_shape(), batch, 1);
-        // Beside it: the parsed header, norms, and one flag for each row and chunk of a buffer.
-        let cap = need.kv + need.activations + (128 << 10);
-        assert!(peak <= cap, "context {context}, batch {batch}: {peak} bytes, estimated {cap}");
-    }
-}
-
-/// The same of tables of levels, and of those to come.
-#[test]
-fn the_estimate_covers_the_tables_of_levels() {
-    for (counts, rank, exact) in [(&[1][..], 1, false), (&[2, 5], 16, true), (&[1, 32], 16, false)] {
-        let bytes = Bytes::new(levels::with_levels(&seed(), counts, rank));
-        let o = OpenOptions { path: Path::Lut, exact, batch: 4, available: None, verify: false, ..options() };
-        let (m, peak) = peak_of(|| open::open(&bytes, &o));
-        // As above; also the directory and the stack, each several times.
-        let cap = m.unwrap().rest_bytes() as usize + (512 << 10);
-        assert!(peak <= cap, "{counts:?}, rank {rank}: {peak} bytes, estimated {cap}");
-    }
 }
 
 #[test]

@@ -31,10 +31,10 @@
 //! A guard costs some four atomic operations and its release half of that, 20 to 100 ns in all according to
 //! how many workers are at it: fine for chunks worth 10 us or more, not for single elements.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use memmap2::{MmapMut, MmapOptions};
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// Alignment of every buffer: a cache line, and the widest vector register.
 pub const ALIGN_BYTES: usize = 64;
@@ -128,12 +128,22 @@ fn flags(n: usize) -> Box<[AtomicBool]> {
     (0..n).map(|_| AtomicBool::new(false)).collect()
 }
 
+/// Bytes of all matrices.
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes that all [`SharedMat`]s of this process take, once all of them are touched.
+pub fn taken() -> usize {
+    TAKEN.load(Ordering::Relaxed)
+}
+
 /// A matrix of `rows` (tokens) x `dim`; see the module's head.
 #[derive(Debug)]
 pub struct SharedMat<T: Plain> {
     counts: Counts,
     data: NonNull<T>,
-    layout: Layout,
+    /// Where `data` lies. Not from the allocator, which keeps much of what is given back: a program that closes a model
+    /// wants its memory again.
+    memory: MmapMut,
     rows: usize,
     dim: usize,
     chunk: usize,
@@ -148,7 +158,7 @@ unsafe impl<T: Plain> Sync for SharedMat<T> {}
 
 impl<T: Plain> SharedMat<T> {
     /// A zeroed matrix whose columns are written in chunks of `chunk`; the last chunk may be shorter. The
-    /// system gives the memory page by page as it is first touched.
+    /// system gives the memory page by page as it is first touched, and has it back at once when it is dropped.
     ///
     /// # Errors
     /// When the memory cannot be had.
@@ -158,22 +168,17 @@ impl<T: Plain> SharedMat<T> {
     pub fn new(rows: usize, dim: usize, chunk: usize) -> Result<Self, AllocError> {
         assert!(chunk > 0, "SharedMat: chunk must be at least 1");
         let error = AllocError { rows, dim, element_bytes: size_of::<T>() };
-        let layout = rows
-            .checked_mul(dim)
-            .and_then(|n| Layout::array::<T>(n).ok())
-            .and_then(|layout| layout.align_to(ALIGN_BYTES).ok());
-        let Some(layout) = layout else { return Err(error) };
-        let data = if layout.size() == 0 {
-            NonNull::without_provenance(const { std::num::NonZero::new(ALIGN_BYTES).unwrap() })
-        } else {
-            // SAFETY: the layout's size is not zero.
-            let data = unsafe { alloc_zeroed(layout) };
-            // All bits zero is a value of every `Plain` type.
-            let Some(data) = NonNull::new(data.cast::<T>()) else { return Err(error) };
-            data
-        };
+        let bytes = rows.checked_mul(dim).and_then(|n| n.checked_mul(size_of::<T>()));
+        const { assert!(align_of::<T>() <= ALIGN_BYTES) };
+        // A page is more than `ALIGN_BYTES`, and there are no maps of no bytes.
+        let memory = bytes.and_then(|bytes| MmapOptions::new().len(bytes.max(1)).map_anon().ok());
+        let Some(mut memory) = memory else { return Err(error) };
+        // All bits zero is a value of every `Plain` type.
+        let Some(data) = NonNull::new(memory.as_mut_ptr().cast::<T>()) else { return Err(error) };
+        TAKEN.fetch_add(memory.len(), Ordering::Relaxed);
         let (chunk_flags, row_flags) = (flags(dim.div_ceil(chunk)), flags(rows));
-        Ok(SharedMat { counts: Counts::default(), data, layout, rows, dim, chunk, chunk_flags, row_flags })
+        let counts = Counts::default();
+        Ok(SharedMat { counts, data, memory, rows, dim, chunk, chunk_flags, row_flags })
     }
 
     /// Rows in use.
@@ -307,10 +312,7 @@ impl<T: Plain> std::fmt::Display for SharedMat<T> {
 
 impl<T: Plain> Drop for SharedMat<T> {
     fn drop(&mut self) {
-        if self.layout.size() > 0 {
-            // SAFETY: `data` came from the allocator with this layout.
-            unsafe { dealloc(self.data.as_ptr().cast(), self.layout) }
-        }
+        TAKEN.fetch_sub(self.memory.len(), Ordering::Relaxed);
     }
 }
 
