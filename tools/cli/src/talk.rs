@@ -166,27 +166,29 @@ impl Talk {
         self.arriving.map_or(Ok(()), Arriving::end)
     }
 
-    /// Changes what the program may take, and says what that makes of the model.
-    pub(crate) fn set_memory(&mut self, mem: Mem) -> anyhow::Result<String> {
+    /// Changes what the program may take, if blocks can come or go for it; `None` if the model has to be opened again for that.
+    ///
+    /// # Errors
+    /// Less than the program takes without a model.
+    pub(crate) fn set_memory(&mut self, mem: Mem) -> anyhow::Result<Option<String>> {
         let bytes = mem::beside(mem::bytes(mem, mem::taken())?, self.base)?;
-        let why = match self.model.streamed_bytes() {
-            0 => "this file has no blocks; its weights are all or nothing",
-            _ => "weights are read for every token; start again to have them in memory",
-        };
         // Else what follows the memory could have its own way in between.
-        let was = self.watch.take().map(|_| Mem::Auto);
+        self.watch = None;
         let changed = self.model.set_budget(bytes);
-        let follow = if matches!(changed, Ok(Some(_))) { Some(mem) } else { was };
-        self.watch = follow.and_then(|mem| mem::watch(mem, &self.model));
-        changed?.context(why)?;
+        self.watch = mem::watch(mem, &self.model);
+        let Ok(Some(_)) = changed else { return Ok(None) };
         if let Some(stack) = self.model.residency() {
             stack.wait(SETTLE);
         }
-        Ok(self.resident().unwrap_or_default())
+        Ok(self.resident())
     }
 
-    /// What of a stacked file is in memory.
+    /// What of a stacked file is in memory, and how much of any file is not.
     pub(crate) fn resident(&self) -> Option<String> {
+        if self.model.streamed_bytes() > 0 {
+            let bytes = ui::megabytes(self.model.streamed_bytes());
+            return Some(format!("{bytes} of weights are read for every token"));
+        }
         let resident = self.model.residency()?.resident();
         let bits = 8.0 * self.model.bytes_per_token() as f64 / self.model.weights_per_token() as f64;
         let kl = resident.kl.map_or(String::new(), |kl| format!(", KL {kl:.4}"));

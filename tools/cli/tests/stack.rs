@@ -166,6 +166,25 @@ fn a_conversation_goes_on_while_its_memory_changes() {
     assert!(said.matches("108 of 108 blocks").count() >= 3, "{said}");
 }
 
+/// Where blocks that come and go are no answer, the model is opened again, and the conversation goes on.
+#[test]
+fn a_model_is_opened_again_for_another_memory() {
+    let home = home();
+    let talk = |input: &str| {
+        let (code, out, said) = home
+            .talk("chat -m MODEL --bits 4 --no-measure -c 1024 --chat-template none --temp 0 -n 8", input);
+        assert_eq!(code, Some(0), "{said}");
+        (out, said)
+    };
+    let (expected, said) = talk("Once\n/mem 1M\nupon\n");
+    let alone = said.split("the program alone takes ").nth(1).unwrap().split(' ').next().unwrap();
+    let little = alone.parse::<f64>().unwrap() + 0.3;
+    let (out, said) = talk(&format!("Once\n/mem 400M\n/mem\n/mem {little}M\nupon\n"));
+    assert_eq!(out, expected, "{said}");
+    assert!(said.matches("all weights are in memory: the file has no blocks").count() >= 2, "{said}");
+    assert!(said.contains("not enough memory") || said.matches("alone takes").count() == 1, "{said}");
+}
+
 #[test]
 fn a_model_that_is_still_arriving_answers_and_gets_better() {
     let home = home();

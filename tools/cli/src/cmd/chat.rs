@@ -1,6 +1,6 @@
 //! `lutite chat`: a conversation, line by line.
 
-use crate::args::ChatArgs;
+use crate::args::{ChatArgs, EngineArgs, Mem};
 use crate::talk::Talk;
 use crate::ui::{self, Answer};
 use crate::{interrupt, places};
@@ -14,8 +14,13 @@ const HELP: &str = "/clear forgets the conversation, /stats says how fast the la
                     /mem 300M changes what the program may take, /quit leaves \
                     (so does Ctrl-D); a line that ends in \\ goes on in the next; Ctrl-C stops an answer";
 
+/// What is said of a model that nothing can be said of.
+const WHOLE: &str = "all weights are in memory: the file has no blocks";
+
 pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
-    let mut talk = Talk::open(args.model.named(), &args.talk, &args.engine, &args.sampling)?;
+    let open = |engine: &EngineArgs| Talk::open(args.model.named(), &args.talk, engine, &args.sampling);
+    let mut engine = args.engine.clone();
+    let mut talk = open(&engine)?;
     let first: Vec<Message> = args.talk.system.iter().map(|s| Message::new("system", s)).collect();
     let mut messages = first.clone();
     let mut out = Answer::stdout();
@@ -34,13 +39,30 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
                 ui::note("the conversation is forgotten");
             }
             "/stats" => ui::note(stats.as_deref().unwrap_or("no answer yet")),
-            "/mem" => ui::note(
-                talk.resident().as_deref().unwrap_or("all weights are in memory: the file has no blocks"),
-            ),
+            "/mem" => ui::note(talk.resident().as_deref().unwrap_or(WHOLE)),
             other if other.starts_with("/mem ") => {
-                let changed = other["/mem ".len()..].trim().parse().map_err(anyhow::Error::msg);
-                match changed.and_then(|mem| talk.set_memory(mem)) {
-                    Ok(now) => ui::note(now),
+                let mem = other["/mem ".len()..].trim().parse::<Mem>().map_err(anyhow::Error::msg);
+                match mem.and_then(|mem| Ok((talk.set_memory(mem)?, mem))) {
+                    Ok((Some(now), mem)) => {
+                        engine.mem = Some(mem);
+                        ui::note(now);
+                    }
+                    Ok((None, mem)) => {
+                        // Both at a time may be too much. Of the conversation the new one knows nothing: it reads it again.
+                        talk.end()?;
+                        let other = EngineArgs { mem: Some(mem), ..engine.clone() };
+                        talk = match open(&other) {
+                            Ok(talk) => {
+                                engine = other;
+                                talk
+                            }
+                            Err(e) => {
+                                ui::error(&e);
+                                open(&engine)?
+                            }
+                        };
+                        ui::note(talk.resident().as_deref().unwrap_or(WHOLE));
+                    }
                     Err(e) => ui::error(&e),
                 }
             }
