@@ -13,7 +13,7 @@
 //! between two groups lies in two buffers of the caller's, who may keep them on disk.
 
 use super::layer::{Flow, Layer};
-use super::{Embedding, NORM};
+use super::net::{Embedding, NORM};
 use crate::attention::kv_shape;
 use crate::config::Config;
 use crate::error::{Error, Result};
