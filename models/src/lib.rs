@@ -6,6 +6,7 @@ mod attention;
 pub mod chat;
 pub mod config;
 mod error;
+pub mod halves;
 pub mod hf;
 mod input;
 mod linear;

@@ -1,7 +1,7 @@
 //! From a file to a decoder.
 
 use crate::arch::llama::streamed::AT_ONCE;
-use crate::arch::llama::{self, Begin, Llama, Session, session_bytes};
+use crate::arch::llama::{self, Begin, Llama, Part, Session, session_bytes};
 use crate::attention;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -9,7 +9,7 @@ use crate::linear::Ahead;
 use crate::verify::verify_on;
 use crate::weights::{Path, Weights};
 use lutite_kernels::isa::Isa;
-use lutite_runtime::kv::KvTypes;
+use lutite_runtime::kv::{KvShape, KvTypes};
 use lutite_runtime::os::file::DataFile;
 use lutite_runtime::pool::{Pool, PoolConfig};
 use lutite_runtime::residency::{Home, within};
@@ -96,7 +96,7 @@ pub fn check(file: impl Into<ModelFile>) -> Result<Config> {
     let file = file.into();
     let gguf = file.gguf()?;
     let config = Config::read(&gguf)?;
-    llama::check(&config, &Weights::new(&gguf, &file, Path::Plain)?)?;
+    llama::check(&config, &Weights::new(&gguf, &file, Path::Plain)?, Part::Whole)?;
     Ok(config)
 }
 
@@ -106,7 +106,11 @@ pub fn check(file: impl Into<ModelFile>) -> Result<Config> {
 /// When the file is damaged, of an unknown family or not packed, or when the session would not fit into
 /// memory; nothing large has been allocated then.
 pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
-    let file = file.into();
+    open_part(&file.into(), o, Part::Whole)
+}
+
+/// As [`open`], of a part of the model.
+pub(crate) fn open_part(file: &ModelFile, o: &OpenOptions, part: Part) -> Result<Model> {
     let gguf = file.gguf()?;
     let mut pool = Pool::new(&PoolConfig { workers: o.workers, ..PoolConfig::default() })?;
     let packed = is_packed(&gguf)?;
@@ -115,8 +119,8 @@ pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
     }
     let directory = Directory::read(&gguf)?;
     // Of what is read piece by piece, each is held against its checksum when it is read.
-    let by_piece =
-        o.path == Path::Lut && packed && (o.budget.is_some() || !directory.stack().blocks().is_empty());
+    let in_pieces = o.budget.is_some() || !directory.stack().blocks().is_empty() || part != Part::Whole;
+    let by_piece = o.path == Path::Lut && packed && in_pieces;
     let mut sums = Vec::new();
     match o.verify && packed {
         true if by_piece => sums = tensor_checksums(&gguf, file.head()).map_err(Error::Damaged)?,
@@ -131,11 +135,16 @@ pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
             why: "0 positions; ask for at least 1 with -c".into(),
         });
     }
-    let shape = attention::kv_shape(&config, o.kv, context)?;
+    let layers = part.layers(config.layers);
+    if layers.start > layers.end || layers.end > config.layers {
+        let why = format!("layers {layers:?} of a model of {}; name one of those", config.layers);
+        return Err(Error::Config { key: "split".into(), why });
+    }
+    let shape = KvShape { layers: layers.len(), ..attention::kv_shape(&config, o.kv, context)? };
     let batch = o.batch.clamp(1, context);
     // The file before the memory: what a damaged file would need means nothing.
-    let weights = Weights::of(&gguf, &file, o.path, directory)?;
-    let loaded = llama::check(&config, &weights)?;
+    let weights = Weights::of(&gguf, file, o.path, directory)?;
+    let loaded = llama::check(&config, &weights, part)?;
     let need = session_bytes(&config, shape, batch, pool.workers());
     if let Some((available, bound)) = &o.available {
         let needed = (need.kv.saturating_add(need.activations) as u64).saturating_add(loaded);
@@ -184,7 +193,7 @@ pub fn open(file: impl Into<ModelFile>, o: &OpenOptions) -> Result<Model> {
     } else {
         weights
     };
-    let session = Session { isa: o.isa, pool, kv: shape, batch, ahead: o.ahead, exact: o.exact };
+    let session = Session { part, isa: o.isa, pool, kv: shape, batch, ahead: o.ahead, exact: o.exact };
     Llama::new(config, weights, session, &begin)
 }
 

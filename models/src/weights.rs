@@ -207,6 +207,16 @@ impl<'a> Weights<'a> {
         Ok(Embedding::Rows { ty: t.ty, bytes: self.part(t)? })
     }
 
+    /// The vectors of tokens, `[vocab][dim]`, where they lie in the file, for a part of a model without its head.
+    pub(crate) fn token_rows(&self, vocab: usize, dim: usize) -> Result<Embedding> {
+        let Some(info) = self.packed.get("token_embd") else { return self.embedding(vocab, dim) };
+        self.check_shape(info, vocab, dim)?;
+        let loaded = self.mapped(info)?;
+        info.find(self.gguf)?.into_iter().try_for_each(|t| self.verify(t))?;
+        loaded.view().map_err(|e| damaged(info, &e.into()))?;
+        Ok(Embedding::Packed(loaded))
+    }
+
     /// As [`Weights::check_linear`], for [`Weights::vector`].
     pub(crate) fn check_vector(&self, name: &str, n: usize) -> Result<u64> {
         let t = self.gguf.require(name)?;
@@ -253,24 +263,31 @@ impl<'a> Weights<'a> {
     }
 
     fn packed(&self, name: &str, info: &MatrixInfo, rows: usize, cols: usize) -> Result<Loaded> {
-        let shape = info.shape();
-        if (shape.rows, shape.cols) != (rows, cols) {
-            let found = format!("[{}, {}]", shape.cols, shape.rows);
-            return Err(shape_error(info.name(), &format!("[{cols}, {rows}]"), &found));
-        }
+        self.check_shape(info, rows, cols)?;
         let loaded = match &self.home {
             Some((home, sums)) => match self.read.borrow_mut().remove(name) {
                 Some(loaded) => loaded,
                 None => home.load(&Piece::find(self.gguf, info, sums)?, None)?,
             },
-            None => {
-                let tensors =
-                    info.find(self.gguf)?.into_iter().map(|t| self.part(t)).collect::<Result<_>>()?;
-                Loaded { info: info.clone(), tensors }
-            }
+            None => self.mapped(info)?,
         };
         loaded.view().map_err(|e| damaged(info, &e.into()))?;
         Ok(loaded)
+    }
+
+    fn check_shape(&self, info: &MatrixInfo, rows: usize, cols: usize) -> Result<()> {
+        let shape = info.shape();
+        if (shape.rows, shape.cols) != (rows, cols) {
+            let found = format!("[{}, {}]", shape.cols, shape.rows);
+            return Err(shape_error(info.name(), &format!("[{cols}, {rows}]"), &found));
+        }
+        Ok(())
+    }
+
+    /// A packed matrix in the file's map.
+    fn mapped(&self, info: &MatrixInfo) -> Result<Loaded> {
+        let tensors = info.find(self.gguf)?.into_iter().map(|t| self.part(t)).collect::<Result<_>>()?;
+        Ok(Loaded { info: info.clone(), tensors })
     }
 
     fn plain(&self, name: &str, rows: usize, cols: usize, how: How) -> Result<Linear> {

@@ -13,7 +13,7 @@
 //! between two groups lies in two buffers of the caller's, who may keep them on disk.
 
 use super::layer::{Flow, Layer};
-use super::net::{Embedding, NORM};
+use super::net::{Embedding, NORM, Part};
 use crate::attention::kv_shape;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -77,7 +77,7 @@ impl<'a> Blocks<'a> {
     ) -> Result<Blocks<'a>> {
         let config = Config::read(gguf)?;
         let weights = Weights::new(gguf, file, Path::Plain)?;
-        super::check(&config, &weights)?;
+        super::check(&config, &weights, Part::Whole)?;
         let pool = Pool::new(&PoolConfig { workers: threads, ..PoolConfig::default() })?;
         let norm = weights.vector(NORM, config.dim)?;
         Ok(Blocks { rope: Rope::new(&config.rope), config, isa, weights, pool, norm, block: None, context })

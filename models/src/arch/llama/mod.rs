@@ -20,8 +20,8 @@ pub(crate) mod streamed;
 
 use self::blocks::matrices;
 use self::layer::{Flow, Layer};
-pub(crate) use self::net::{Embedding, check};
-use self::net::{HeadFlow, NORM, Net, head_name, is_tied};
+pub(crate) use self::net::{Embedding, Part, check};
+use self::net::{Feed, Head, HeadFlow, NORM, Net, head_name, is_tied};
 use crate::attention;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -51,7 +51,8 @@ pub struct Llama {
     /// Its last layers, if they do not fit.
     streamed: Option<Streamed>,
     flow: Flow,
-    head: HeadFlow,
+    /// A front has none.
+    head: Option<HeadFlow>,
     pool: Pool,
     position: usize,
     batch: usize,
@@ -98,6 +99,7 @@ pub(crate) struct Begin {
 
 /// Everything but the weights that a session is made of.
 pub(crate) struct Session {
+    pub(crate) part: Part,
     pub(crate) isa: Isa,
     pub(crate) pool: Pool,
     pub(crate) kv: KvShape,
@@ -110,35 +112,49 @@ impl Llama {
     /// Loads the weights and makes a session's buffers. The caller has [`check`]ed the file, and that it all fits into
     /// memory.
     pub(crate) fn new(config: Config, w: Weights<'_>, session: Session, begin: &Begin) -> Result<Llama> {
-        let Session { isa, mut pool, kv, batch, ahead, exact } = session;
+        let Session { part, isa, mut pool, kv, batch, ahead, exact } = session;
         let c = &config;
         let dim = c.dim;
         let how = How { isa, workers: pool.workers(), ahead, exact };
         let load = |name: &str, rows, cols| w.linear(name, rows, cols, how);
         let vector = |name: &str, n| w.vector(name, n);
-        let (first, tied) = (begin.layers.unwrap_or(c.layers), is_tied(&w));
+        let (own, tied) = (part.layers(c.layers), is_tied(&w));
+        let here = own.start..begin.layers.map_or(own.end, |n| own.end.min(own.start + n));
         let of_layer = |i: usize| matrices().map(move |part| format!("blk.{i}.{part}"));
-        w.read((0..first).flat_map(of_layer).chain([head_name(tied).to_owned()]), &mut pool)?;
-        let layers = (0..first).map(|i| Layer::find(c, i, &load, &vector)).collect::<Result<Vec<_>>>()?;
+        let head_name = part.has_head().then(|| head_name(tied));
+        w.read(here.clone().flat_map(of_layer).chain(head_name.map(str::to_owned)), &mut pool)?;
+        let layers = here.clone().map(|i| Layer::find(c, i, &load, &vector)).collect::<Result<Vec<_>>>()?;
         let streamed = match w.home() {
-            Some(home) if first < c.layers => Some(Streamed::start(c, &w, home, first, how)?),
+            Some(home) if here.end < own.end => Some(Streamed::start(c, &w, home, here.end..own.end, how)?),
             _ => None,
         };
         // Of a prompt mostly the last token's logits are asked for, and for one token whole codes are not worth making.
-        let head = w.linear(head_name(tied), c.vocab, dim, How { exact: true, ..how })?;
-        let embedding = if tied { Embedding::Tied } else { w.embedding(c.vocab, dim)? };
-        let norm = w.vector(NORM, dim)?;
+        let how = How { exact: true, ..how };
+        let head = |name| {
+            Ok::<_, Error>(Head { norm: w.vector(NORM, dim)?, linear: w.linear(name, c.vocab, dim, how)? })
+        };
+        let head = head_name.map(head).transpose()?;
+        let embedding = match part {
+            Part::Whole if tied => Some(Embedding::Tied),
+            Part::Whole => Some(w.embedding(c.vocab, dim)?),
+            Part::Front(_) => Some(w.token_rows(c.vocab, dim)?),
+            Part::Back(_) => None,
+        };
         let rope = Rope::new(&c.rope);
 
         let all: Vec<&Layer> = layers.iter().chain(streamed.as_ref().map(Streamed::slot)).collect();
-        let flow = Flow::new(c, &all, Some(&head), kv, rope.dims(), batch, pool.workers())?;
-        let head_flow = HeadFlow {
-            input: Input::new(batch, &[&head])?,
-            logits: SharedMat::new(batch, c.vocab, TILE_ROWS)?,
+        let linear = head.as_ref().map(|head| &head.linear);
+        let flow = Flow::new(c, &all, linear, kv, rope.dims(), batch, pool.workers())?;
+        let room = |linear| {
+            let logits = SharedMat::new(batch, c.vocab, TILE_ROWS)?;
+            Ok::<_, Error>(HeadFlow { input: Input::new(batch, &[linear])?, logits })
         };
-        let net = Arc::new(RwLock::new(Net { eps: c.eps, embedding, layers, norm, head, rope }));
+        let head_flow = linear.map(room).transpose()?;
+        let net = Net { eps: c.eps, vocab: c.vocab, embedding, first: own.start, layers, head, rope };
+        let net = Arc::new(RwLock::new(net));
         let residency = match w.directory().stack().blocks() {
-            _ if streamed.is_some() => None,
+            // Blocks are ranked for the whole.
+            _ if streamed.is_some() || part != Part::Whole => None,
             [] => None,
             _ => w.residency(begin, Shared(net.clone()))?,
         };
@@ -205,12 +221,10 @@ impl Llama {
 
     /// Number of weights in matrices, each counted once.
     pub fn parameters(&self) -> usize {
-        let net = self.net();
-        let table = match net.embedding {
-            Embedding::Tied => 0,
-            Embedding::Rows { .. } => net.head.rows() * net.head.cols(),
+        let table = match self.net().embedding {
+            None | Some(Embedding::Tied) => 0,
+            Some(Embedding::Packed(_) | Embedding::Rows { .. }) => self.config.vocab * self.config.dim,
         };
-        drop(net);
         self.weights_per_token() + table
     }
 
@@ -224,7 +238,8 @@ impl Llama {
                 body.push(f);
             }
         }
-        format!("{}; head {}", body.join(", "), net.head.format())
+        let head = net.head.as_ref().map(|head| format!("; head {}", head.linear.format()));
+        body.join(", ") + &head.unwrap_or_default()
     }
 
     /// Number of workers.
@@ -241,6 +256,66 @@ impl Llama {
     pub fn isa(&self) -> Isa {
         self.isa
     }
+}
+
+/// Steps of parts.
+impl Llama {
+    /// Feeds `n` tokens.
+    fn feed(&mut self, feed: Feed<'_>, n: usize, phase: Phase, logits: Logits) -> Result<()> {
+        if n == 0 || n > self.batch {
+            let why = format!("{n} tokens in one step, expected 1 to {}", self.batch);
+            return Err(Error::Config { key: "batch".into(), why });
+        }
+        self.check_room(n)?;
+        let Llama { isa, residency, net, streamed, flow, head, pool, position, .. } = self;
+        if let Some(residency) = residency.as_ref().filter(|r| r.is_waiting()) {
+            let mut net = net.write().unwrap_or_else(PoisonError::into_inner);
+            residency.apply(&mut |matrix, loaded| net.exchange(matrix, loaded));
+        }
+        let net = net.read().unwrap_or_else(PoisonError::into_inner);
+        flow.set_step(*position, n);
+        if let Some(head) = head {
+            let wanted = rows(logits, n);
+            head.input.set_rows(wanted);
+            head.logits.set_rows(wanted);
+        }
+        net.enter(feed, &mut flow.x)?;
+        flow.attention.set_angles(&net.rope);
+        net.forward(pool, &flow.step(*isa, phase, n), flow, head.as_ref(), streamed.as_mut())?;
+        *position += n;
+        Ok(())
+    }
+
+    /// What the last step of `n` tokens gave: logits, or of a front hidden states.
+    fn out(&mut self, logits: Logits, n: usize) -> &[f32] {
+        let (vocab, dim) = (self.config.vocab, self.config.dim);
+        match &mut self.head {
+            Some(head) => &head.logits.as_mut_slice()[..rows(logits, n) * vocab],
+            None => &self.flow.x.as_mut_slice()[..n * dim],
+        }
+    }
+
+    /// Feeds tokens to a front; what leaves its last layer, `[tokens][dim]`.
+    pub(crate) fn states(&mut self, tokens: &[u32], phase: Phase) -> Result<&[f32]> {
+        self.feed(Feed::Tokens(tokens), tokens.len(), phase, Logits::All)?;
+        Ok(self.out(Logits::All, tokens.len()))
+    }
+
+    /// Feeds a back what left a front, `[tokens][dim]`; logits as of [`Decoder::step`].
+    pub(crate) fn finish(&mut self, states: &[f32], phase: Phase, logits: Logits) -> Result<&[f32]> {
+        let n = states.len() / self.config.dim;
+        if n * self.config.dim != states.len() {
+            let why = format!("{} numbers, expected {} for each token", states.len(), self.config.dim);
+            return Err(Error::Config { key: "states".into(), why });
+        }
+        self.feed(Feed::States(states), n, phase, logits)?;
+        Ok(self.out(logits, n))
+    }
+}
+
+/// Of how many of `n` tokens logits are wanted.
+fn rows(logits: Logits, n: usize) -> usize {
+    if logits == Logits::All { n } else { 1 }
 }
 
 impl Decoder for Llama {
@@ -272,28 +347,8 @@ impl Decoder for Llama {
     }
 
     fn step(&mut self, tokens: &[u32], phase: Phase, logits: Logits) -> Result<&[f32]> {
-        let n = tokens.len();
-        if n == 0 || n > self.batch {
-            let why = format!("{n} tokens in one step, expected 1 to {}", self.batch);
-            return Err(Error::Config { key: "batch".into(), why });
-        }
-        self.check_room(n)?;
-        let Llama { config, isa, residency, net, streamed, flow, head, pool, position, .. } = self;
-        if let Some(residency) = residency.as_ref().filter(|r| r.is_waiting()) {
-            let mut net = net.write().unwrap_or_else(PoisonError::into_inner);
-            residency.apply(&mut |matrix, loaded| net.exchange(matrix, loaded));
-        }
-        let net = net.read().unwrap_or_else(PoisonError::into_inner);
-        let start = *position;
-        let wanted = if logits == Logits::All { n } else { 1 };
-        flow.set_step(start, n);
-        head.input.set_rows(wanted);
-        head.logits.set_rows(wanted);
-        net.embed(tokens, &mut flow.x)?;
-        flow.attention.set_angles(&net.rope);
-        net.forward(pool, &flow.step(*isa, phase, n), flow, head, streamed.as_mut())?;
-        *position += n;
-        Ok(&head.logits.as_mut_slice()[..wanted * config.vocab])
+        self.feed(Feed::Tokens(tokens), tokens.len(), phase, logits)?;
+        Ok(self.out(logits, tokens.len()))
     }
 }
 

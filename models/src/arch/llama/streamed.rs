@@ -16,6 +16,7 @@ use crate::linear::How;
 use crate::weights::Weights;
 use lutite_runtime::residency::{Home, Piece};
 use lutite_runtime::store::Loaded;
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{self, JoinHandle};
 
@@ -34,7 +35,7 @@ struct Rest {
     biases: Vec<Option<Vec<f32>>>,
 }
 
-/// The layers from `first` on.
+/// Layers from `first` on.
 #[derive(Debug)]
 pub(super) struct Streamed {
     first: usize,
@@ -48,14 +49,21 @@ pub(super) struct Streamed {
 }
 
 impl Streamed {
-    /// Takes over the layers from `first` on, of which there is at least one, and begins to read.
-    pub(super) fn start(c: &Config, w: &Weights<'_>, home: Home, first: usize, how: How) -> Result<Streamed> {
+    /// Takes over these layers, of which there is at least one, and begins to read.
+    pub(super) fn start(
+        c: &Config,
+        w: &Weights<'_>,
+        home: Home,
+        layers: Range<usize>,
+        how: How,
+    ) -> Result<Streamed> {
+        let first = layers.start;
         let load = |name: &str, rows, cols| w.linear(name, rows, cols, how);
         let vector = |name: &str, n| w.vector(name, n);
         let mut pieces = Vec::new();
         let mut rest = Vec::new();
         let mut infos = vec![Vec::new(); matrices().count()];
-        for layer in first..c.layers {
+        for layer in layers {
             let name = |part: &str| format!("blk.{layer}.{part}");
             let own: Vec<Piece> = matrices().map(|part| w.piece(&name(part))).collect::<Result<_>>()?;
             own.iter().zip(&mut infos).for_each(|(piece, infos)| infos.push(piece.info.clone()));

@@ -1,0 +1,110 @@
+//! A model in two halves against the whole: the same bits, wherever it is cut, packed or not, token by token or many at a time.
+
+mod common;
+
+use common::pack;
+use lutite_kernels::isa::Isa;
+use lutite_models::halves::{Back, Front};
+use lutite_models::{Budget, OpenOptions, Path, open};
+use lutite_quant::{Bits, PackOptions};
+use lutite_runtime::decode::{Decoder, Logits, Phase};
+use lutite_runtime::os::file::DataFile;
+use lutite_runtime::os::map::Map;
+use lutite_runtime::sample::argmax;
+use lutite_runtime::store::Bytes;
+use std::sync::Arc;
+
+fn reference(name: &str) -> Bytes {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tests/data/reference/");
+    Bytes::new(Map::open(format!("{folder}{name}")).unwrap())
+}
+
+/// Models of which heads are tied and not, and how they are multiplied.
+fn models() -> Vec<(&'static str, Bytes, Path)> {
+    let stories = reference("stories260K-f32.gguf");
+    let bits = Bits::Planes(3);
+    let planes = PackOptions { bits, head: Some(bits), group: 32, ..PackOptions::exact() };
+    vec![
+        ("plain, tied", stories.clone(), Path::Plain),
+        ("plain", reference("llama.gguf"), Path::Plain),
+        ("plain, stretched", reference("llama3-ropefreqs.gguf"), Path::Plain),
+        ("codes", pack(&stories, &PackOptions::exact()), Path::Lut),
+        ("planes", pack(&stories, &planes), Path::Lut),
+    ]
+}
+
+fn options(path: Path, workers: usize) -> OpenOptions {
+    let isa = Isa::from_env().unwrap();
+    OpenOptions { path, workers, context: Some(64), batch: 8, ..OpenOptions::new(isa) }
+}
+
+#[test]
+fn the_bits_of_the_whole_wherever_it_is_cut() {
+    for (name, file, path) in models() {
+        let mut whole = open::open(&file, &options(path, 2)).unwrap();
+        for cut in 0..=whole.config().layers {
+            let mut front = Front::open(&file, &options(path, 1), cut).unwrap();
+            let mut back = Back::open(&file, &options(path, 2), cut).unwrap();
+            let dim = front.config().dim;
+            whole.rewind(0);
+            // A prompt, of which a part is forgotten again, then an answer.
+            let steps: [(&[u32], usize); 3] = [(&[1, 5, 9, 70, 100, 3, 4], 5), (&[8, 60], 6), (&[11], 7)];
+            let mut next = 0;
+            for (tokens, keep) in steps {
+                let expected = whole.step(tokens, Phase::Prompt, Logits::All).unwrap();
+                let states = front.step(tokens, Phase::Prompt).unwrap();
+                assert_eq!(states.len(), tokens.len() * dim);
+                let found = back.step(states, Phase::Prompt, Logits::All).unwrap();
+                assert_eq!(found, expected, "{name}, layer {cut}");
+                next = argmax(&expected[expected.len() - expected.len() / tokens.len()..]).unwrap();
+                whole.rewind(keep);
+                front.rewind(keep);
+                back.rewind(keep);
+            }
+            for _ in 0..20 {
+                let expected = whole.step(&[next], Phase::Answer, Logits::Last).unwrap();
+                let states = front.step(&[next], Phase::Answer).unwrap();
+                let found = back.step(states, Phase::Answer, Logits::Last).unwrap();
+                assert_eq!(found, expected, "{name}, layer {cut}");
+                next = argmax(expected).unwrap();
+            }
+            assert_eq!((front.position(), back.position()), (27, 27));
+        }
+    }
+}
+
+#[test]
+fn what_is_no_half_is_refused() {
+    let (_, file, path) = models().remove(3);
+    let o = options(path, 1);
+    let layers = open::check(&file).unwrap().layers;
+    for result in
+        [Front::open(&file, &o, layers + 1).map(|_| ()), Back::open(&file, &o, layers + 1).map(|_| ())]
+    {
+        assert!(result.unwrap_err().to_string().contains(&format!("of a model of {layers}")));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("m.gguf");
+    std::fs::write(&place, &file[..]).unwrap();
+    let data = Arc::new(DataFile::open(&place).unwrap());
+    let budget = Some(Budget { bytes: 1 << 30, bound: "a test".into(), file: data, at_once: false });
+    let why = Front::open(&file, &OpenOptions { budget, ..o.clone() }, 1).unwrap_err().to_string();
+    assert!(why.contains("a budget is for whole models"), "{why}");
+    let mut back = Back::open(&file, &o, 1).unwrap();
+    assert!(back.step(&[0.0; 3], Phase::Answer, Logits::Last).is_err());
+    assert!(back.step(&[], Phase::Answer, Logits::Last).is_err());
+    let mut front = Front::open(&file, &o, 1).unwrap();
+    assert!(front.step(&[1 << 30], Phase::Answer).is_err());
+    assert_eq!((front.position(), back.position()), (0, 0));
+    // A tensor of the other half may be damaged; one of its own is found.
+    let mut damaged = file.to_vec();
+    let at = {
+        let gguf = lutite_runtime::store::Gguf::parse(&file).unwrap();
+        gguf.tensor("blk.0.ffn_norm.weight").unwrap().offset as usize
+    };
+    damaged[at] ^= 4;
+    let damaged = Bytes::new(damaged);
+    Back::open(&damaged, &o, 1).unwrap();
+    let why = Front::open(&damaged, &o, 1).unwrap_err().to_string();
+    assert!(why.contains("blk.0.ffn_norm.weight") && why.contains("checksum"), "{why}");
+}
