@@ -11,6 +11,7 @@ pub mod os;
 pub mod pool;
 pub mod residency;
 pub mod sample;
+pub mod split;
 pub mod store;
 pub mod stream;
 

@@ -4,6 +4,7 @@
 use lutite_kernels::ggml::GgmlType;
 use lutite_kernels::pack::{ParamKind, PlaneShape};
 use lutite_models::ChatTemplate;
+use lutite_runtime::split::codec::{Codec, CodecSpec, Precision};
 use lutite_runtime::store::{
     FORMAT_VERSION, GgufWriter, MatrixInfo, PackedInfo, Stack, announce_checksums, layout_tag, version_name,
 };
@@ -37,6 +38,9 @@ fn main() -> Result<()> {
     }
     let form = Form::Packed { kind: ParamKind::Hlq8, planes: 2, group: 32 };
     write("packed", "stacked", &model(&form, true, &BLOCKS)?)?;
+    for (name, bits) in [("lossless", 32), ("four-bits", 4), ("seven-bits", 7)] {
+        write("codec", name, &state(bits)?)?;
+    }
     for name in ChatTemplate::names() {
         write("template", name, ChatTemplate::builtin(name)?.source().as_bytes())?;
     }
@@ -47,6 +51,18 @@ fn main() -> Result<()> {
         write("tokenizer", name, lines.as_bytes())?;
     }
     Ok(())
+}
+
+/// A state of 40 values, two of them large, behind what it was agreed on.
+fn state(bits: u8) -> Result<Vec<u8>> {
+    let precision = if bits == 32 { Precision::Lossless } else { Precision::Bits(bits) };
+    let channels = (0..40).step_by(9).collect();
+    let spec = CodecSpec { width: 40, precision, channels, indexed: 4, guard: 1.0 };
+    let mut x: Vec<f32> = (0..40).map(|i| (i * i % 17) as f32 - 8.0).collect();
+    (x[3], x[30]) = (900.0, -1e6);
+    let mut bytes = vec![40, 0, bits, 9, 4, 64];
+    Codec::new(spec)?.encode(&x, &mut bytes)?;
+    Ok(bytes)
 }
 
 /// A metadata value of each type, and tensors of three types.

@@ -5,6 +5,7 @@
 //! input, so that a corpus that no longer reaches anything is noticed. `fuzz_targets/` has a program of libFuzzer's for
 //! each; `tests/corpus.rs` runs every file of `corpus/` through its function in an ordinary test.
 
+mod codec;
 mod gguf;
 mod packed;
 #[path = "../../../runtime/tests/common/peak.rs"]
@@ -14,6 +15,7 @@ mod template;
 mod tokenizer;
 mod tokenizer_json;
 
+pub use codec::codec;
 pub use gguf::gguf;
 pub use packed::packed;
 pub use safetensors::safetensors;
@@ -27,7 +29,8 @@ use rustix::time::{ClockId, clock_gettime};
 pub type Target = fn(&[u8]) -> bool;
 
 /// All targets by name: also that of the program, of the dictionary and of the folder of the corpus.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
+    ("codec", codec),
     ("gguf", gguf),
     ("packed", packed),
     ("safetensors", safetensors),

@@ -1,0 +1,3 @@
+//! A model's first layers here, the others elsewhere.
+
+pub mod codec;
