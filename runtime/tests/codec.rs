@@ -188,9 +188,9 @@ fn bytes_that_are_no_state() {
     assert_eq!(decode(&|_| {}), Ok(good.len()));
     let nan = bf16::NAN.to_le_bytes();
     let wrong: [(Spoil<'_>, &str); 12] = [
-        (&|b| b.truncate(0), "ends behind 0 bytes"),
-        (&|b| b.truncate(12), "ends behind 12 bytes"),
-        (&|b| b.truncate(b.len() - 1), "ends behind"),
+        (&|b| b.truncate(0), "ends before"),
+        (&|b| b.truncate(12), "ends before"),
+        (&|b| b.truncate(b.len() - 1), "ends before"),
         (&|b| b[0] = 0, "says 0 bits"),
         (&|b| b[0] = 9, "says 9 bits"),
         (&|b| b[1] = 5, "5 indexed values, 4"),

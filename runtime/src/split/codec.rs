@@ -20,6 +20,7 @@
 //!
 //! A code `q` is `low + step * q`. All is computed in f32 in a fixed order, the same on every machine.
 
+use super::bytes::{Reader, Short};
 use half::bf16;
 use std::fmt;
 
@@ -67,6 +68,12 @@ const COVERED: [f32; 5] = [1.0, 0.9, 0.8, 0.7, 0.6];
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a hidden state {0}")]
 pub struct CodecError(String);
+
+impl From<Short> for CodecError {
+    fn from(_: Short) -> CodecError {
+        CodecError::new("ends before it is whole")
+    }
+}
 
 impl CodecError {
     fn new(why: impl fmt::Display) -> CodecError {
@@ -228,27 +235,27 @@ impl Codec {
     pub fn decode(&self, bytes: &[u8], x: &mut [f32]) -> Result<usize, CodecError> {
         let spec = &self.spec;
         assert_eq!(x.len(), spec.width, "a state of another width");
-        let mut reader = Reader { bytes, at: 0 };
-        let bits = reader.byte()?;
+        let mut reader = Reader::new(bytes);
+        let bits = reader.u8()?;
         if bits == LOSSLESS {
             for x in x.iter_mut() {
-                *x = finite(f32::from_le_bytes(reader.array()?))?;
+                *x = finite(reader.f32()?)?;
             }
-            return Ok(reader.at);
+            return Ok(bytes.len() - reader.rest().len());
         }
         if !(2..=8).contains(&bits) {
             return Err(CodecError::new(format_args!(
                 "says {bits} bits a value; 2 to 8 and 32 are possible"
             )));
         }
-        let n = usize::from(reader.byte()?);
+        let n = usize::from(reader.u8()?);
         if n > usize::from(spec.indexed) {
             return Err(CodecError::new(format_args!(
                 "has {n} indexed values, {} were agreed on",
                 spec.indexed
             )));
         }
-        let (low, step) = (reader.number()?, reader.number()?);
+        let (low, step) = (finite(reader.bf16()?)?, finite(reader.bf16()?)?);
         if step < 0.0 || !(low + step * 255.0).is_finite() {
             return Err(CodecError::new(format_args!("has a scale of {step} from {low} on")));
         }
@@ -256,13 +263,13 @@ impl Codec {
         // What is sent apart is finite: this marks the others.
         x.fill(f32::NAN);
         for channel in &spec.channels {
-            x[usize::from(*channel)] = reader.number()?;
+            x[usize::from(*channel)] = finite(reader.bf16()?)?;
         }
         let mut others = Others::new(&spec.channels);
         let mut place = 0;
         for _ in 0..n {
             loop {
-                let distance = reader.byte()?;
+                let distance = reader.u8()?;
                 place += usize::from(distance);
                 if distance < FAR || place >= count {
                     break;
@@ -271,7 +278,7 @@ impl Codec {
             if place >= count {
                 return Err(CodecError::new(format_args!("has an indexed value behind its {count} others")));
             }
-            x[others.channel(place)] = reader.number()?;
+            x[others.channel(place)] = finite(reader.bf16()?)?;
             place += 1;
         }
         let rounded = count - n;
@@ -283,7 +290,7 @@ impl Codec {
         if codes.held != 0 {
             return Err(CodecError::new("is not filled up with zeros"));
         }
-        Ok(reader.at)
+        Ok(bytes.len() - reader.rest().len())
     }
 }
 
@@ -439,31 +446,5 @@ impl Codes<'_> {
         self.held >>= self.bits;
         self.count -= self.bits;
         code
-    }
-}
-
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8], CodecError> {
-        let taken = self.bytes.get(self.at..).and_then(|rest| rest.get(..n));
-        self.at += n;
-        taken.ok_or_else(|| CodecError::new(format_args!("ends behind {} bytes", self.bytes.len())))
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], CodecError> {
-        let taken = self.take(N)?;
-        taken.try_into().map_err(|_| CodecError::new("ends early"))
-    }
-
-    fn byte(&mut self) -> Result<u8, CodecError> {
-        self.array().map(|[byte]| byte)
-    }
-
-    fn number(&mut self) -> Result<f32, CodecError> {
-        finite(bf16::from_le_bytes(self.array()?).to_f32())
     }
 }

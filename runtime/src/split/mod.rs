@@ -1,3 +1,6 @@
 //! A model's first layers here, the others elsewhere.
 
+mod bytes;
 pub mod codec;
+pub mod frame;
+pub mod message;

@@ -4,7 +4,10 @@
 use lutite_kernels::ggml::GgmlType;
 use lutite_kernels::pack::{ParamKind, PlaneShape};
 use lutite_models::ChatTemplate;
+use lutite_runtime::decode::Phase;
+use lutite_runtime::sample::SamplerConfig;
 use lutite_runtime::split::codec::{Codec, CodecSpec, Precision};
+use lutite_runtime::split::message::{Card, Message, Open, Refusal, Ticket, VERSIONS};
 use lutite_runtime::store::{
     FORMAT_VERSION, GgufWriter, MatrixInfo, PackedInfo, Stack, announce_checksums, layout_tag, version_name,
 };
@@ -41,6 +44,11 @@ fn main() -> Result<()> {
     for (name, bits) in [("lossless", 32), ("four-bits", 4), ("seven-bits", 7)] {
         write("codec", name, &state(bits)?)?;
     }
+    for (i, message) in messages().iter().enumerate() {
+        let mut bytes = vec![200];
+        message.write(i as u32, 9, &mut bytes);
+        write("frames", &format!("{i}"), &bytes)?;
+    }
     for name in ChatTemplate::names() {
         write("template", name, ChatTemplate::builtin(name)?.source().as_bytes())?;
     }
@@ -63,6 +71,32 @@ fn state(bits: u8) -> Result<Vec<u8>> {
     let mut bytes = vec![40, 0, bits, 9, 4, 64];
     Codec::new(spec)?.encode(&x, &mut bytes)?;
     Ok(bytes)
+}
+
+/// One of each kind.
+fn messages() -> Vec<Message<'static>> {
+    let codec =
+        CodecSpec { width: 40, precision: Precision::Bits(4), channels: vec![3, 9], indexed: 4, guard: 1.0 };
+    let card = Card { fingerprint: [9; 32], layers: 30, least: 2, width: 40, context: 99, batch: 16 };
+    let (sampling, ends) = (SamplerConfig::default(), vec![2]);
+    let open = Open { fingerprint: [9; 32], cut: 3, codec: codec.clone(), context: 50, sampling, ends };
+    let ticket = Ticket { session: [1; 16], secret: [2; 32] };
+    vec![
+        Message::Hello { versions: VERSIONS, token: "t" },
+        Message::Welcome { version: 1, models: vec![card] },
+        Message::Open(Box::new(open)),
+        Message::Opened { ticket, lease_s: 120, window: 4 },
+        Message::Step { phase: Phase::Prompt, sample: true, tokens: &[0; 8], count: 2, states: &[5; 60] },
+        Message::Done { token: Some(7), compute_us: 5, queue_us: 3 },
+        Message::Rewind,
+        Message::Recode(Box::new(codec)),
+        Message::Resume(ticket),
+        Message::Resumed,
+        Message::Ping(7),
+        Message::Pong(7),
+        Message::Close,
+        Message::Error { refusal: Refusal::Busy, retry_ms: 9, text: "later" },
+    ]
 }
 
 /// A metadata value of each type, and tensors of three types.

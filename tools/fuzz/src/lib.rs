@@ -6,6 +6,7 @@
 //! each; `tests/corpus.rs` runs every file of `corpus/` through its function in an ordinary test.
 
 mod codec;
+mod frames;
 mod gguf;
 mod packed;
 #[path = "../../../runtime/tests/common/peak.rs"]
@@ -16,6 +17,7 @@ mod tokenizer;
 mod tokenizer_json;
 
 pub use codec::codec;
+pub use frames::frames;
 pub use gguf::gguf;
 pub use packed::packed;
 pub use safetensors::safetensors;
@@ -29,8 +31,9 @@ use rustix::time::{ClockId, clock_gettime};
 pub type Target = fn(&[u8]) -> bool;
 
 /// All targets by name: also that of the program, of the dictionary and of the folder of the corpus.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("codec", codec),
+    ("frames", frames),
     ("gguf", gguf),
     ("packed", packed),
     ("safetensors", safetensors),
