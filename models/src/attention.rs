@@ -1,6 +1,6 @@
 //! Grouped-query attention with its cache, as stages of the forward program.
 //!
-//! Several tokens: a chunk of work is one KV head and a block of tokens, so that keys and values are read once for
+//! Several tokens: a chunk of work is one KV head and a block of tokens of one text, so that keys and values are read once for
 //! many queries. One token: it is one KV head and a run of spans of its positions; the spans' states are merged by
 //! whoever asks for the result ([`Attention::output`]), without a stage of its own. The kernels' arithmetic
 //! (`lutite_kernels::attention`) has equal bits for all of these.
@@ -78,21 +78,42 @@ impl AttentionInput {
     }
 }
 
+/// Tokens of one text in a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// The cache of the text.
+    pub(crate) slot: usize,
+    /// Position of the first token.
+    pub(crate) start: usize,
+    /// Which of the step's tokens they are.
+    pub(crate) rows: Range<usize>,
+}
+
+impl Run {
+    /// The position of a row.
+    fn position(&self, row: usize) -> usize {
+        self.start + row - self.rows.start
+    }
+}
+
 /// See the module's head.
 #[derive(Debug)]
 pub(crate) struct Attention {
     sizes: Sizes,
     /// What the next stages attend with.
     pub(crate) input: AttentionInput,
-    kv: KvCache,
+    shape: KvShape,
+    /// One for each text; none where a text is gone.
+    kv: Vec<Option<KvCache>>,
     /// Of one token, one row: `[kv_heads][spans][sharing][state]`.
     states: SharedMat<f32>,
     /// Results of several tokens: `kv_heads` rows of `[sharing * head_dim]` for each.
     out: SharedMat<f32>,
     /// Queries and states of a block; a row for each worker.
     scratch: SharedMat<f32>,
-    /// Position of the step's first token, and the number of its tokens.
-    step: (usize, usize),
+    /// The step's texts, and their blocks of tokens: the number of the run, and rows.
+    runs: Vec<Run>,
+    blocks: Vec<(usize, Range<usize>)>,
 }
 
 /// The shape of a cache.
@@ -136,48 +157,83 @@ impl Attention {
                 v: tiled(kv_dim)?,
                 angles: SharedMat::new(batch, rope_dims, rope_dims)?,
             },
-            kv: KvCache::new(kv)?,
+            shape: kv,
+            kv: vec![Some(KvCache::new(kv)?)],
             states: SharedMat::new(1, s.states(kv.context), s.sharing * s.state)?,
             out: SharedMat::new(batch * s.kv_heads, s.sharing * s.head_dim, s.head_dim)?,
             scratch: SharedMat::new(workers, s.scratch(), s.scratch())?,
-            step: (0, 0),
+            runs: Vec::with_capacity(batch),
+            blocks: Vec::with_capacity(batch),
         })
     }
 
     /// Sizes of the cache.
     pub(crate) fn kv_shape(&self) -> KvShape {
-        self.kv.shape()
+        self.shape
     }
 
-    /// Begins a step of `n` tokens from position `start` on.
-    pub(crate) fn set_step(&mut self, start: usize, n: usize) {
-        self.step = (start, n);
+    /// An empty cache for another text; its slot.
+    pub(crate) fn add(&mut self) -> Result<usize> {
+        let cache = Some(KvCache::new(self.shape)?);
+        let free = self.kv.iter().position(Option::is_none);
+        match free {
+            Some(slot) => self.kv[slot] = cache,
+            None => self.kv.push(cache),
+        }
+        Ok(free.unwrap_or(self.kv.len() - 1))
+    }
+
+    /// Gives a cache back.
+    pub(crate) fn remove(&mut self, slot: usize) {
+        if let Some(cache) = self.kv.get_mut(slot) {
+            *cache = None;
+        }
+    }
+
+    /// Whether there is a cache in this slot.
+    pub(crate) fn has(&self, slot: usize) -> bool {
+        self.kv.get(slot).is_some_and(Option::is_some)
+    }
+
+    fn cache(&self, slot: usize) -> &KvCache {
+        self.kv[slot].as_ref().expect("a slot of a text that there is")
+    }
+
+    /// Begins a step of `n` tokens, which are those of these texts one after the other.
+    pub(crate) fn set_step(&mut self, runs: &[Run], n: usize) {
+        self.runs.clear();
+        self.runs.extend_from_slice(runs);
+        self.blocks.clear();
+        for (i, run) in runs.iter().enumerate() {
+            let block = self.sizes.block;
+            let starts = run.rows.clone().step_by(block);
+            self.blocks.extend(starts.map(|first| (i, first..(first + block).min(run.rows.end))));
+        }
+        // The last block of a text sees most, so it comes first.
+        self.blocks.reverse();
         self.input.each().into_iter().for_each(|m| m.set_rows(n));
         self.out.set_rows(n * self.sizes.kv_heads);
     }
 
     /// Works out the angles of the step's positions.
     pub(crate) fn set_angles(&mut self, rope: &Rope) {
-        let start = self.step.0;
-        let rows = self.input.angles.as_mut_slice().chunks_exact_mut(rope.dims());
-        rows.enumerate().for_each(|(i, row)| rope.angles(start + i, row));
+        let mut rows = self.input.angles.as_mut_slice().chunks_exact_mut(rope.dims());
+        for run in &self.runs {
+            run.rows.clone().zip(&mut rows).for_each(|(i, row)| rope.angles(run.position(i), row));
+        }
     }
 
     /// Stages: rotates queries and keys, appends keys and values to the cache, and attends to all positions up to
     /// each token's own.
     pub(crate) fn attend(&self, pool: &mut Pool, isa: Isa, layer: usize) {
-        let (start, n) = self.step;
         let heads = self.sizes.kv_heads;
-        if n > 1 {
+        let Some(start) = self.only() else {
             pool.each(heads, |h| self.store(isa, layer, h));
-            let blocks = n.div_ceil(self.sizes.block);
-            return pool.each_by(heads * blocks, |worker, chunk| {
-                // The last block sees most, so it comes first.
-                let first = (blocks - 1 - chunk / heads) * self.sizes.block;
-                let tokens = first..(first + self.sizes.block).min(n);
-                self.attend_block(worker, isa, layer, chunk % heads, tokens);
+            return pool.each_by(heads * self.blocks.len(), |worker, chunk| {
+                let (run, rows) = &self.blocks[chunk / heads];
+                self.attend_block(worker, isa, layer, chunk % heads, (&self.runs[*run], rows.clone()));
             });
-        }
+        };
         let spans = span_count(start + 1);
         let workers = pool.workers();
         let wanted = if workers == 1 { 1 } else { (CHUNKS_PER_WORKER * workers).div_ceil(heads) };
@@ -199,16 +255,25 @@ impl Attention {
     /// Appends the new keys and values of a KV head to the cache.
     fn store(&self, isa: Isa, layer: usize, h: usize) {
         let (k, v, angles) = (self.input.k.read(), self.input.v.read(), self.input.angles.read());
-        let (start, n) = self.step;
         let dim = self.sizes.head_dim;
-        let mut slabs = self.kv.write(layer, h);
         let cols = h * dim..(h + 1) * dim;
-        for t in 0..n {
-            let mut key = [0.0; MAX_HEAD_DIM];
-            let key = &mut key[..dim];
-            key.copy_from_slice(&k.row(t)[cols.clone()]);
-            rotate_adjacent(key, angles.row(t));
-            slabs.put(isa, start + t, key, &v.row(t)[cols.clone()]);
+        for run in &self.runs {
+            let mut slabs = self.cache(run.slot).write(layer, h);
+            for t in run.rows.clone() {
+                let mut key = [0.0; MAX_HEAD_DIM];
+                let key = &mut key[..dim];
+                key.copy_from_slice(&k.row(t)[cols.clone()]);
+                rotate_adjacent(key, angles.row(t));
+                slabs.put(isa, run.position(t), key, &v.row(t)[cols.clone()]);
+            }
+        }
+    }
+
+    /// The position of the step's token, if it has only one.
+    fn only(&self) -> Option<usize> {
+        match &self.runs[..] {
+            [Run { start, rows, .. }] if rows.len() == 1 => Some(*start),
+            _ => None,
         }
     }
 
@@ -226,8 +291,15 @@ impl Attention {
         }
     }
 
-    /// A block of several tokens attends to all spans of KV head `h`.
-    fn attend_block(&self, worker: usize, isa: Isa, layer: usize, h: usize, tokens: Range<usize>) {
+    /// A block of tokens of one text attends to all spans of KV head `h`.
+    fn attend_block(
+        &self,
+        worker: usize,
+        isa: Isa,
+        layer: usize,
+        h: usize,
+        (run, tokens): (&Run, Range<usize>),
+    ) {
         let Sizes { head_dim, kv_heads, sharing, state, .. } = self.sizes;
         let queries = tokens.len() * sharing;
         let mut scratch = self.scratch.write_row(worker);
@@ -235,10 +307,9 @@ impl Attention {
         let states = &mut states[..queries * state];
         self.queries(h, tokens.clone(), x);
         states.fill(0.0);
-        let start = self.step.0;
-        let queries = Queries { x, heads: sharing, first: start + tokens.start };
-        let slabs = self.kv.read(layer, h);
-        attend(isa, slabs.head(), queries, 0..span_count(start + tokens.end), states);
+        let queries = Queries { x, heads: sharing, first: run.position(tokens.start) };
+        let slabs = self.cache(run.slot).read(layer, h);
+        attend(isa, slabs.head(), queries, 0..span_count(run.position(tokens.end)), states);
         for (t, states) in tokens.zip(states.chunks_exact(sharing * state)) {
             let mut out = self.out.write_row(t * kv_heads + h);
             for (state, out) in states.chunks_exact(state).zip(out.chunks_exact_mut(head_dim)) {
@@ -253,13 +324,14 @@ impl Attention {
         let mut scratch = self.scratch.write_row(worker);
         let x = &mut scratch[..sharing * head_dim];
         self.queries(h, 0..1, x);
-        let queries = Queries { x, heads: sharing, first: self.step.0 };
-        let at = h * span_count(self.kv.shape().context);
+        let Run { slot, start, .. } = self.runs[0];
+        let queries = Queries { x, heads: sharing, first: start };
+        let at = h * span_count(self.shape.context);
         let len = sharing * state;
         let mut states = self.states.write_cols((at + run.start) * len..(at + run.end) * len);
         let states = states.row_mut(0);
         states.fill(0.0);
-        let slabs = self.kv.read(layer, h);
+        let slabs = self.cache(slot).read(layer, h);
         for (span, states) in run.zip(states.chunks_exact_mut(len)) {
             attend(isa, slabs.head(), queries, span..span + 1, states);
         }
@@ -269,13 +341,12 @@ impl Attention {
     /// whole blocks of 8.
     pub(crate) fn output(&self, isa: Isa, t: usize, cols: Range<usize>, out: &mut [f32]) {
         let Sizes { head_dim, kv_heads, sharing, state, .. } = self.sizes;
-        let (start, n) = self.step;
-        if n > 1 {
+        let Some(start) = self.only() else {
             let width = kv_heads * sharing * head_dim;
             return out.copy_from_slice(&self.out.read()[t * width..(t + 1) * width][cols]);
-        }
+        };
         let states = self.states.read();
-        let (stride, room) = (sharing * state, span_count(self.kv.shape().context));
+        let (stride, room) = (sharing * state, span_count(self.shape.context));
         let mut rest = out;
         let mut at = cols.start;
         while at < cols.end {

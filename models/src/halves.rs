@@ -80,6 +80,34 @@ impl Back {
         self.0.finish(states, phase, logits)
     }
 
+    /// Room for another text beside the first, which has slot 0; its slot.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn add_text(&mut self) -> Result<usize> {
+        self.0.add_text()
+    }
+
+    /// Forgets a text, and gives its room back.
+    pub fn remove_text(&mut self, slot: usize) {
+        self.0.remove_text(slot);
+    }
+
+    /// Feeds states of several texts at once, `[tokens][dim]`, weights being read once for all: `texts` has the slot of each, the
+    /// position of its first token, behind which it is forgotten, and the number of its tokens. Logits are those of the last token of
+    /// each, `[texts][vocab]`, in the bits that each text alone would give.
+    ///
+    /// # Errors
+    /// As [`Decoder::step`]; a text that there is not, or that comes twice; positions outside of the context.
+    pub fn step_texts(
+        &mut self,
+        texts: &[(usize, usize, usize)],
+        states: &[f32],
+        phase: Phase,
+    ) -> Result<&[f32]> {
+        self.0.finish_texts(texts, states, phase)
+    }
+
     /// As [`Decoder::rewind`].
     pub fn rewind(&mut self, position: usize) {
         self.0.rewind(position);

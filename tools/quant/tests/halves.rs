@@ -73,6 +73,69 @@ fn the_bits_of_the_whole_wherever_it_is_cut() {
     }
 }
 
+/// What a worker does: several texts in one step, in the bits of each alone, and each as long and as old as it is.
+#[test]
+fn texts_together_are_what_each_is_alone() {
+    for (name, file, path) in models() {
+        let mut front = Front::open(&file, &options(path, 1), 1).unwrap();
+        let mut alone = Back::open(&file, &options(path, 1), 1).unwrap();
+        let mut together = Back::open(&file, &options(path, 2), 1).unwrap();
+        let slots = [0, together.add_text().unwrap(), together.add_text().unwrap()];
+        assert_eq!(slots, [0, 1, 2]);
+        // Of each text, how many tokens each step has; none in some.
+        let texts: [(&[u32], &[usize]); 3] = [
+            (&[1, 5, 9, 70, 100, 3, 4, 8, 60], &[4, 1, 0, 1, 3]),
+            (&[1, 80, 81, 82, 83, 84], &[1, 1, 1, 1, 2]),
+            (&[1, 30, 31, 32, 33, 34, 35, 36, 37, 38], &[0, 3, 5, 1, 1]),
+        ];
+        for phase in [Phase::Prompt, Phase::Answer] {
+            let mut fed = [0; 3];
+            for step in 0..5 {
+                let (mut runs, mut states, mut expected) = (vec![], vec![], vec![]);
+                for (i, (tokens, counts)) in texts.iter().enumerate().filter(|(_, (_, c))| c[step] > 0) {
+                    // Alone, from the beginning.
+                    front.rewind(0);
+                    alone.rewind(0);
+                    let end = fed[i] + counts[step];
+                    let mut last = vec![];
+                    for part in tokens[..end].chunks(8) {
+                        last = front.step(part, phase).unwrap().to_vec();
+                        let logits = alone.step(&last, phase, Logits::Last).unwrap().to_vec();
+                        if part.as_ptr_range().end == tokens[..end].as_ptr_range().end {
+                            expected.extend(logits);
+                        }
+                    }
+                    let dim = front.config().dim;
+                    front.rewind(fed[i]);
+                    last.clear();
+                    last.extend_from_slice(front.step(&tokens[fed[i]..end], phase).unwrap());
+                    assert_eq!(last.len(), counts[step] * dim);
+                    runs.push((slots[i], fed[i], counts[step]));
+                    states.extend(last);
+                    fed[i] = end;
+                }
+                let found = together.step_texts(&runs, &states, phase).unwrap();
+                assert_eq!(found, expected, "{name}, step {step}");
+            }
+        }
+        // A slot that is free again is given to the next.
+        together.remove_text(1);
+        let dim = front.config().dim;
+        let why = |texts: &[(usize, usize, usize)], n: usize, together: &mut Back| {
+            together.step_texts(texts, &vec![0.0; n * dim], Phase::Answer).unwrap_err().to_string()
+        };
+        assert!(why(&[(1, 0, 1)], 1, &mut together).contains("of text 1, which has none"));
+        assert!(why(&[(0, 0, 1), (0, 1, 1)], 2, &mut together).contains("or comes twice"));
+        assert!(why(&[(2, 63, 2)], 2, &mut together).contains("positions 63 to 65"));
+        assert!(why(&[(2, 0, 2)], 3, &mut together).contains("3 states for other"));
+        assert!(why(&[(2, 0, 0)], 1, &mut together).contains("none such"));
+        assert!(why(&[(2, 0, usize::MAX), (0, 0, 2)], 1, &mut together).contains("none such"));
+        assert!(why(&[], 1, &mut together).contains("1 states for other"));
+        assert!(why(&[(0, 0, 9)], 9, &mut together).contains("9 tokens in one step"));
+        assert_eq!(together.add_text().unwrap(), 1);
+    }
+}
+
 #[test]
 fn what_is_no_half_is_refused() {
     let (_, file, path) = models().remove(3);

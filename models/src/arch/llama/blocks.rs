@@ -14,7 +14,7 @@
 
 use super::layer::{Flow, Layer};
 use super::net::{Embedding, NORM, Part};
-use crate::attention::kv_shape;
+use crate::attention::{Run, kv_shape};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::input::Input;
@@ -187,7 +187,7 @@ impl<'a> Blocks<'a> {
         let Blocks { isa, rope, pool, block: Some(Block { layer, flow }), .. } = self else {
             panic!("no layer is loaded");
         };
-        flow.set_step(start, n);
+        flow.set_step(&[Run { slot: 0, start, rows: 0..n }], n);
         flow.x.as_mut_slice().copy_from_slice(x);
         flow.attention.set_angles(rope);
         let step = flow.step(*isa, Phase::Prompt, n);

@@ -1,7 +1,7 @@
 //! One layer's weights, what flows through it, and its stages.
 
 use super::blocks::matrices;
-use crate::attention::Attention;
+use crate::attention::{Attention, Run};
 use crate::config::Config;
 use crate::error::Result;
 use crate::input::Input;
@@ -105,12 +105,12 @@ impl Flow {
         })
     }
 
-    /// Begins a step of `n` tokens from position `start` on.
-    pub(super) fn set_step(&mut self, start: usize, n: usize) {
+    /// Begins a step of `n` tokens, which are those of these texts one after the other.
+    pub(super) fn set_step(&mut self, runs: &[Run], n: usize) {
         for m in [&mut self.x, &mut self.gate, &mut self.up] {
             m.set_rows(n);
         }
-        self.attention.set_step(start, n);
+        self.attention.set_step(runs, n);
         for i in [&mut self.attn_in, &mut self.att_in, &mut self.ffn_in, &mut self.mid] {
             i.set_rows(n);
         }
@@ -163,7 +163,7 @@ impl Layer {
     /// `attn_in = norm(x)`
     pub(super) fn norm_attention(&self, pool: &mut Pool, step: &Step<'_>, eps: f32, f: &Flow) {
         let to = (&f.attn_in, &[&self.q, &self.k, &self.v][..]);
-        normalize(pool, step, eps, &f.x, 0, &self.attn_norm, to);
+        normalize(pool, step, eps, (&f.x, |t| t), &self.attn_norm, to);
     }
 
     /// `att_in = attention(Wq attn_in, Wk attn_in, Wv attn_in)`, with the keys and values of layer `i` of the cache.
@@ -182,7 +182,7 @@ impl Layer {
     /// `ffn_in = norm(x)`
     pub(super) fn norm_ffn(&self, pool: &mut Pool, step: &Step<'_>, eps: f32, f: &Flow) {
         let to = (&f.ffn_in, &[&self.gate, &self.up][..]);
-        normalize(pool, step, eps, &f.x, 0, &self.ffn_norm, to);
+        normalize(pool, step, eps, (&f.x, |t| t), &self.ffn_norm, to);
     }
 
     /// `mid = silu(Wgate ffn_in) * Wup ffn_in`
@@ -205,20 +205,19 @@ fn place(part: &str) -> Option<usize> {
     matrices().position(|name| name == part)
 }
 
-/// A stage: norms the tokens of the residual stream from token `first` on, and brings them into the forms that matrices
-/// take. A token's factor is worked out anew for each part of it: cheaper than another stage.
+/// A stage: norms tokens of the residual stream, of which `row` says where the step's are, and brings them into the forms that
+/// matrices take. A token's factor is worked out anew for each part of it: cheaper than another stage.
 pub(super) fn normalize(
     pool: &mut Pool,
     step: &Step<'_>,
     eps: f32,
-    x: &SharedMat<f32>,
-    first: usize,
+    (x, row): (&SharedMat<f32>, impl Fn(usize) -> usize + Sync),
     weight: &[f32],
     (out, mats): (&Input, &[&Linear]),
 ) {
     let x = x.read();
     out.fill(pool, step, mats, |t, cols, out| {
-        let x = x.row(first + t);
+        let x = x.row(row(t));
         let factor = norm::inverse_rms(step.isa, x, eps);
         norm::apply(&x[cols.clone()], factor, &weight[cols], out);
     });

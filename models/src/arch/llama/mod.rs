@@ -22,7 +22,7 @@ use self::blocks::matrices;
 use self::layer::{Flow, Layer};
 pub(crate) use self::net::{Embedding, Part, check};
 use self::net::{Feed, Head, HeadFlow, NORM, Net, head_name, is_tied};
-use crate::attention;
+use crate::attention::{self, Run};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::input::Input;
@@ -147,7 +147,8 @@ impl Llama {
         let flow = Flow::new(c, &all, linear, kv, rope.dims(), batch, pool.workers())?;
         let room = |linear| {
             let logits = SharedMat::new(batch, c.vocab, TILE_ROWS)?;
-            Ok::<_, Error>(HeadFlow { input: Input::new(batch, &[linear])?, logits })
+            let rows = Vec::with_capacity(batch);
+            Ok::<_, Error>(HeadFlow { input: Input::new(batch, &[linear])?, logits, rows })
         };
         let head_flow = linear.map(room).transpose()?;
         let net = Net { eps: c.eps, vocab: c.vocab, embedding, first: own.start, layers, head, rope };
@@ -260,62 +261,123 @@ impl Llama {
 
 /// Steps of parts.
 impl Llama {
-    /// Feeds `n` tokens.
+    /// Feeds the next `n` tokens of the only text.
     fn feed(&mut self, feed: Feed<'_>, n: usize, phase: Phase, logits: Logits) -> Result<()> {
+        self.check_batch(n)?;
+        self.check_room(n)?;
+        let run = [Run { slot: 0, start: self.position, rows: 0..n }];
+        self.feed_runs(feed, &run, phase, if logits == Logits::All { 0..n } else { n - 1..n })?;
+        self.position += n;
+        Ok(())
+    }
+
+    fn check_batch(&self, n: usize) -> Result<()> {
         if n == 0 || n > self.batch {
             let why = format!("{n} tokens in one step, expected 1 to {}", self.batch);
             return Err(Error::Config { key: "batch".into(), why });
         }
-        self.check_room(n)?;
-        let Llama { isa, residency, net, streamed, flow, head, pool, position, .. } = self;
+        Ok(())
+    }
+
+    /// Feeds tokens of several texts, each in its place; logits are made of those that are `wanted`. The caller has checked that there are
+    /// such slots and positions, and not too many tokens.
+    fn feed_runs(
+        &mut self,
+        feed: Feed<'_>,
+        runs: &[Run],
+        phase: Phase,
+        wanted: impl Iterator<Item = usize>,
+    ) -> Result<()> {
+        let n = runs.last().map_or(0, |run| run.rows.end);
+        let Llama { isa, residency, net, streamed, flow, head, pool, .. } = self;
         if let Some(residency) = residency.as_ref().filter(|r| r.is_waiting()) {
             let mut net = net.write().unwrap_or_else(PoisonError::into_inner);
             residency.apply(&mut |matrix, loaded| net.exchange(matrix, loaded));
         }
         let net = net.read().unwrap_or_else(PoisonError::into_inner);
-        flow.set_step(*position, n);
+        flow.set_step(runs, n);
         if let Some(head) = head {
-            let wanted = rows(logits, n);
-            head.input.set_rows(wanted);
-            head.logits.set_rows(wanted);
+            head.rows.clear();
+            head.rows.extend(wanted);
+            head.input.set_rows(head.rows.len());
+            head.logits.set_rows(head.rows.len());
         }
         net.enter(feed, &mut flow.x)?;
         flow.attention.set_angles(&net.rope);
-        net.forward(pool, &flow.step(*isa, phase, n), flow, head.as_ref(), streamed.as_mut())?;
-        *position += n;
-        Ok(())
+        net.forward(pool, &flow.step(*isa, phase, n), flow, head.as_ref(), streamed.as_mut())
     }
 
     /// What the last step of `n` tokens gave: logits, or of a front hidden states.
-    fn out(&mut self, logits: Logits, n: usize) -> &[f32] {
-        let (vocab, dim) = (self.config.vocab, self.config.dim);
+    fn out(&mut self, n: usize) -> &[f32] {
         match &mut self.head {
-            Some(head) => &head.logits.as_mut_slice()[..rows(logits, n) * vocab],
-            None => &self.flow.x.as_mut_slice()[..n * dim],
+            Some(head) => head.logits.as_mut_slice(),
+            None => &self.flow.x.as_mut_slice()[..n * self.config.dim],
         }
     }
 
     /// Feeds tokens to a front; what leaves its last layer, `[tokens][dim]`.
     pub(crate) fn states(&mut self, tokens: &[u32], phase: Phase) -> Result<&[f32]> {
         self.feed(Feed::Tokens(tokens), tokens.len(), phase, Logits::All)?;
-        Ok(self.out(Logits::All, tokens.len()))
+        Ok(self.out(tokens.len()))
     }
 
     /// Feeds a back what left a front, `[tokens][dim]`; logits as of [`Decoder::step`].
     pub(crate) fn finish(&mut self, states: &[f32], phase: Phase, logits: Logits) -> Result<&[f32]> {
+        let n = self.count(states)?;
+        self.feed(Feed::States(states), n, phase, logits)?;
+        Ok(self.out(n))
+    }
+
+    /// How many states these are.
+    fn count(&self, states: &[f32]) -> Result<usize> {
         let n = states.len() / self.config.dim;
         if n * self.config.dim != states.len() {
             let why = format!("{} numbers, expected {} for each token", states.len(), self.config.dim);
             return Err(Error::Config { key: "states".into(), why });
         }
-        self.feed(Feed::States(states), n, phase, logits)?;
-        Ok(self.out(logits, n))
+        Ok(n)
     }
-}
 
-/// Of how many of `n` tokens logits are wanted.
-fn rows(logits: Logits, n: usize) -> usize {
-    if logits == Logits::All { n } else { 1 }
+    /// Room for another text; its slot. The first has slot 0.
+    pub(crate) fn add_text(&mut self) -> Result<usize> {
+        self.flow.attention.add()
+    }
+
+    /// Forgets a text, and gives its room back.
+    pub(crate) fn remove_text(&mut self, slot: usize) {
+        self.flow.attention.remove(slot);
+    }
+
+    /// Feeds a back states of several texts at once, `[tokens][dim]`: `texts` has the slot of each, the position of its first token, and how many
+    /// they are. Logits are those of the last token of each, `[texts][vocab]`.
+    pub(crate) fn finish_texts(
+        &mut self,
+        texts: &[(usize, usize, usize)],
+        states: &[f32],
+        phase: Phase,
+    ) -> Result<&[f32]> {
+        let n = self.count(states)?;
+        self.check_batch(n)?;
+        let mut runs: Vec<Run> = Vec::with_capacity(texts.len());
+        for (slot, start, tokens) in texts.iter().copied() {
+            let first = runs.last().map_or(0, |run| run.rows.end);
+            let end = start.saturating_add(tokens);
+            let twice = runs.iter().any(|run| run.slot == slot);
+            if tokens == 0 || twice || !self.flow.attention.has(slot) || end > self.context() {
+                let why =
+                    format!("positions {start} to {end} of text {slot}, which has none such, or comes twice");
+                return Err(Error::Config { key: "states".into(), why });
+            }
+            runs.push(Run { slot, start, rows: first..first.saturating_add(tokens) });
+        }
+        if runs.last().is_none_or(|run| run.rows.end != n) {
+            let why = format!("{n} states for other numbers of tokens");
+            return Err(Error::Config { key: "states".into(), why });
+        }
+        let last: Vec<usize> = runs.iter().map(|run| run.rows.end - 1).collect();
+        self.feed_runs(Feed::States(states), &runs, phase, last.into_iter())?;
+        Ok(self.out(n))
+    }
 }
 
 impl Decoder for Llama {
@@ -348,7 +410,7 @@ impl Decoder for Llama {
 
     fn step(&mut self, tokens: &[u32], phase: Phase, logits: Logits) -> Result<&[f32]> {
         self.feed(Feed::Tokens(tokens), tokens.len(), phase, logits)?;
-        Ok(self.out(logits, tokens.len()))
+        Ok(self.out(tokens.len()))
     }
 }
 

@@ -91,6 +91,8 @@ pub(super) enum Feed<'a> {
 pub(super) struct HeadFlow {
     pub(super) input: Input,           // [dim], normed
     pub(super) logits: SharedMat<f32>, // [vocab]
+    /// Which of the step's tokens they are of.
+    pub(super) rows: Vec<usize>,
 }
 
 /// Checks that every tensor of a part is there, in the right shape and in a type that can be read, and returns the bytes
@@ -226,11 +228,11 @@ impl Net {
             l.add_ffn(pool, step, f);
         }
         if let Some((Head { norm, linear }, to)) = self.head.as_ref().zip(head) {
-            let wanted = to.logits.rows();
-            let first = step.n - wanted;
-            let step = &Step { n: wanted, ..*step };
-            normalize(pool, step, eps, &f.x, first, norm, (&to.input, &[linear]));
-            multiply(pool, step, &to.input, [linear], [&to.logits]);
+            let step = &Step { n: to.rows.len(), ..*step };
+            if step.n > 0 {
+                normalize(pool, step, eps, (&f.x, |t| to.rows[t]), norm, (&to.input, &[linear]));
+                multiply(pool, step, &to.input, [linear], [&to.logits]);
+            }
         }
         Ok(())
     }
