@@ -5,7 +5,8 @@
 //! FILE is a packed model. For every cut (or every EVERYth), channels are agreed on by what CALIBRATION's states are like; then TEXT
 //! goes through the model in two halves, once as it is and once for each precision. Printed are the bytes of a state, KL divergence of the
 //! next token's distribution to that of the undisturbed model, how often the likeliest token is the same, and the most that a single
-//! token lost. At the end, the time of encoding and decoding a state.
+//! token lost. At the end, how many tokens a second several texts have together behind a cut, and the time of encoding and decoding a
+//! state.
 
 use lutite_kernels::isa::Isa;
 use lutite_kernels::ops::softmax::log_sum_exp;
@@ -97,7 +98,32 @@ fn main() {
             "{bits} bits, over all cuts: {bytes:.1} bytes, KL {kl:.5}, same top token {top:.1} %, at worst"
         );
     }
+    together(&file, &options, layers);
     times();
+}
+
+/// Tokens of several texts in one step of the layers behind a third of them, as a worker does them.
+fn together(file: &ModelFile, options: &OpenOptions, layers: usize) {
+    println!("| texts | ms a step | tokens/s |");
+    println!("|---:|---:|---:|");
+    let mut back = Back::open(file, options, layers / 3).expect("a back");
+    let width = Front::open(file, options, 0).expect("a front").config().dim;
+    for n in [1, 2, 4, 8] {
+        let slots: Vec<usize> =
+            (0..n).map(|i| if i == 0 { 0 } else { back.add_text().expect("memory") }).collect();
+        let states: Vec<f32> = (0..n * width).map(|i| (i % 37) as f32 - 18.0).collect();
+        let mut times = Vec::new();
+        for pos in 0..200 {
+            let texts: Vec<(usize, usize, usize)> = slots.iter().map(|slot| (*slot, pos, 1)).collect();
+            let start = Instant::now();
+            black_box(back.step_texts(&texts, &states, Phase::Answer).expect("logits"));
+            times.push(start.elapsed().as_secs_f64());
+        }
+        slots.into_iter().skip(1).for_each(|slot| back.remove_text(slot));
+        times.sort_by(f64::total_cmp);
+        let ms = 1e3 * times[times.len() / 2];
+        println!("| {n} | {ms:.2} | {:.0} |", 1e3 * n as f64 / ms);
+    }
 }
 
 /// What leaves a front, `[tokens][width]`.
