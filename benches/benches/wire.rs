@@ -10,7 +10,7 @@
 
 use lutite_kernels::isa::Isa;
 use lutite_kernels::ops::softmax::log_sum_exp;
-use lutite_models::halves::{Back, Front};
+use lutite_models::halves::{Back, Front, Text};
 use lutite_models::{OpenOptions, Tokenizer};
 use lutite_runtime::decode::{Logits, Phase};
 use lutite_runtime::os::map::Map;
@@ -114,7 +114,8 @@ fn together(file: &ModelFile, options: &OpenOptions, layers: usize) {
         let states: Vec<f32> = (0..n * width).map(|i| (i % 37) as f32 - 18.0).collect();
         let mut times = Vec::new();
         for pos in 0..200 {
-            let texts: Vec<(usize, usize, usize)> = slots.iter().map(|slot| (*slot, pos, 1)).collect();
+            let text = |slot: &usize| Text { slot: *slot, start: pos, tokens: 1, wanted: true };
+            let texts: Vec<Text> = slots.iter().map(text).collect();
             let start = Instant::now();
             black_box(back.step_texts(&texts, &states, Phase::Answer).expect("logits"));
             times.push(start.elapsed().as_secs_f64());

@@ -22,6 +22,19 @@ pub struct Front(Model);
 #[derive(Debug)]
 pub struct Back(Model);
 
+/// Tokens of one text in a step of several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Text {
+    /// Where its keys and values are.
+    pub slot: usize,
+    /// Position of its first token, behind which it is forgotten.
+    pub start: usize,
+    /// How many tokens.
+    pub tokens: usize,
+    /// Whether logits of the last are wanted.
+    pub wanted: bool,
+}
+
 fn part(file: &ModelFile, o: &OpenOptions, part: Part) -> Result<Model> {
     if o.budget.is_some() {
         let why = "a budget is for whole models; leave it out".to_owned();
@@ -93,18 +106,22 @@ impl Back {
         self.0.remove_text(slot);
     }
 
-    /// Feeds states of several texts at once, `[tokens][dim]`, weights being read once for all: `texts` has the slot of each, the
-    /// position of its first token, behind which it is forgotten, and the number of its tokens. Logits are those of the last token of
-    /// each, `[texts][vocab]`, in the bits that each text alone would give.
+    /// Tokens of a step at most.
+    pub fn batch(&self) -> usize {
+        self.0.batch()
+    }
+
+    /// The model's hyperparameters, those of all layers.
+    pub fn config(&self) -> &Config {
+        self.0.config()
+    }
+
+    /// Feeds states of several texts at once, `[tokens][dim]`, weights being read once for all. Logits are those of the last token of each
+    /// text that wants some, `[texts][vocab]`, in the bits that the text alone would give.
     ///
     /// # Errors
     /// As [`Decoder::step`]; a text that there is not, or that comes twice; positions outside of the context.
-    pub fn step_texts(
-        &mut self,
-        texts: &[(usize, usize, usize)],
-        states: &[f32],
-        phase: Phase,
-    ) -> Result<&[f32]> {
+    pub fn step_texts(&mut self, texts: &[Text], states: &[f32], phase: Phase) -> Result<&[f32]> {
         self.0.finish_texts(texts, states, phase)
     }
 

@@ -16,6 +16,7 @@ mod signs;
 pub mod tokenizer;
 mod verify;
 mod weights;
+pub mod worker;
 
 pub use arch::llama::blocks::{self, Blocks};
 pub use chat::{ChatError, ChatTemplate, Message};

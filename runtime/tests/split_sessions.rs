@@ -92,7 +92,7 @@ fn open() -> Open {
     let codec =
         CodecSpec { width: WIDTH, precision: Precision::Lossless, channels: vec![], indexed: 0, guard: 0.0 };
     let sampling = SamplerConfig::greedy();
-    Open { fingerprint: PRINT, cut: 2, codec, context: 400, sampling, ends: vec![] }
+    Open { fingerprint: PRINT, cut: 2, codec, context: 400, sampling }
 }
 
 fn settings(token: &str) -> Settings {

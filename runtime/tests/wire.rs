@@ -27,7 +27,6 @@ fn messages() -> Vec<Message<'static>> {
         codec: codec(),
         context: 2048,
         sampling: SamplerConfig { seed: 1 << 60, ..SamplerConfig::default() },
-        ends: vec![2, 49_000],
     };
     let ticket = Ticket { session: [1; 16], secret: [2; 32] };
     vec![

@@ -30,9 +30,6 @@ pub type Fingerprint = [u8; 32];
 /// Versions of this protocol that are spoken here.
 pub const VERSIONS: (u8, u8) = (1, 1);
 
-/// Tokens that end an answer, at most.
-pub const MAX_ENDS: usize = 64;
-
 /// Models that a worker names, at most.
 pub const MAX_MODELS: usize = 64;
 
@@ -72,8 +69,6 @@ pub struct Open {
     pub context: u32,
     /// How tokens are chosen.
     pub sampling: SamplerConfig,
-    /// Tokens that end an answer.
-    pub ends: Vec<u32>,
 }
 
 /// Names a session, and proves to be its client.
@@ -239,7 +234,7 @@ impl Bounds {
     /// The longest payload of a kind. Kinds that are not known may be as long as the longest text.
     pub fn cap(&self, kind: u8) -> usize {
         match kind {
-            OPEN | RECODE => 256 + 2 * MAX_CHANNELS + 4 * MAX_ENDS,
+            OPEN | RECODE => 256 + 2 * MAX_CHANNELS,
             WELCOME => 16 + 64 * MAX_MODELS,
             STEP => 3 + self.batch * (4 + self.state_bytes),
             _ => 64 + MAX_TEXT_BYTES,
@@ -314,8 +309,6 @@ impl<'a> Message<'a> {
                 put_codec(&open.codec, out);
                 out.extend(open.context.to_le_bytes());
                 put_sampling(&open.sampling, out);
-                out.push(open.ends.len() as u8);
-                open.ends.iter().for_each(|end| out.extend(end.to_le_bytes()));
             }
             Message::Opened { ticket, lease_s, window } => {
                 put_ticket(ticket, out);
@@ -383,12 +376,7 @@ fn payload<'a>(kind: u8, r: &mut Reader<'a>) -> Result<Option<Message<'a>>, Why>
             let (fingerprint, cut) = (r.array()?, r.u16()?);
             let codec = read_codec(r)?;
             let (context, sampling) = (r.u32()?, read_sampling(r)?);
-            let n = usize::from(r.u8()?);
-            if n > MAX_ENDS {
-                return Err(Why("has too many tokens that end an answer"));
-            }
-            let ends = (0..n).map(|_| r.u32()).collect::<Result<_, _>>()?;
-            Message::Open(Box::new(Open { fingerprint, cut, codec, context, sampling, ends }))
+            Message::Open(Box::new(Open { fingerprint, cut, codec, context, sampling }))
         }
         OPENED => Message::Opened { ticket: read_ticket(r)?, lease_s: r.u32()?, window: r.u16()? },
         STEP => {

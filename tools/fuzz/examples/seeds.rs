@@ -78,8 +78,8 @@ fn messages() -> Vec<Message<'static>> {
     let codec =
         CodecSpec { width: 40, precision: Precision::Bits(4), channels: vec![3, 9], indexed: 4, guard: 1.0 };
     let card = Card { fingerprint: [9; 32], layers: 30, least: 2, width: 40, context: 99, batch: 16 };
-    let (sampling, ends) = (SamplerConfig::default(), vec![2]);
-    let open = Open { fingerprint: [9; 32], cut: 3, codec: codec.clone(), context: 50, sampling, ends };
+    let sampling = SamplerConfig::default();
+    let open = Open { fingerprint: [9; 32], cut: 3, codec: codec.clone(), context: 50, sampling };
     let ticket = Ticket { session: [1; 16], secret: [2; 32] };
     vec![
         Message::Hello { versions: VERSIONS, token: "t" },

@@ -4,7 +4,7 @@ mod common;
 
 use common::pack;
 use lutite_kernels::isa::Isa;
-use lutite_models::halves::{Back, Front};
+use lutite_models::halves::{Back, Front, Text};
 use lutite_models::{Budget, OpenOptions, Path, open};
 use lutite_quant::{Bits, PackOptions};
 use lutite_runtime::decode::{Decoder, Logits, Phase};
@@ -73,6 +73,10 @@ fn the_bits_of_the_whole_wherever_it_is_cut() {
     }
 }
 
+fn text(slot: usize, start: usize, tokens: usize) -> Text {
+    Text { slot, start, tokens, wanted: true }
+}
+
 /// What a worker does: several texts in one step, in the bits of each alone, and each as long and as old as it is.
 #[test]
 fn texts_together_are_what_each_is_alone() {
@@ -110,7 +114,7 @@ fn texts_together_are_what_each_is_alone() {
                     last.clear();
                     last.extend_from_slice(front.step(&tokens[fed[i]..end], phase).unwrap());
                     assert_eq!(last.len(), counts[step] * dim);
-                    runs.push((slots[i], fed[i], counts[step]));
+                    runs.push(text(slots[i], fed[i], counts[step]));
                     states.extend(last);
                     fed[i] = end;
                 }
@@ -122,7 +126,8 @@ fn texts_together_are_what_each_is_alone() {
         together.remove_text(1);
         let dim = front.config().dim;
         let why = |texts: &[(usize, usize, usize)], n: usize, together: &mut Back| {
-            together.step_texts(texts, &vec![0.0; n * dim], Phase::Answer).unwrap_err().to_string()
+            let texts: Vec<Text> = texts.iter().map(|(slot, start, n)| text(*slot, *start, *n)).collect();
+            together.step_texts(&texts, &vec![0.0; n * dim], Phase::Answer).unwrap_err().to_string()
         };
         assert!(why(&[(1, 0, 1)], 1, &mut together).contains("of text 1, which has none"));
         assert!(why(&[(0, 0, 1), (0, 1, 1)], 2, &mut together).contains("or comes twice"));

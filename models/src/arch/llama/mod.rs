@@ -25,6 +25,7 @@ use self::net::{Feed, Head, HeadFlow, NORM, Net, head_name, is_tied};
 use crate::attention::{self, Run};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::halves::Text;
 use crate::input::Input;
 use crate::linear::{Ahead, How, Linear, most_scratch_bytes};
 use crate::weights::Weights;
@@ -348,18 +349,12 @@ impl Llama {
         self.flow.attention.remove(slot);
     }
 
-    /// Feeds a back states of several texts at once, `[tokens][dim]`: `texts` has the slot of each, the position of its first token, and how many
-    /// they are. Logits are those of the last token of each, `[texts][vocab]`.
-    pub(crate) fn finish_texts(
-        &mut self,
-        texts: &[(usize, usize, usize)],
-        states: &[f32],
-        phase: Phase,
-    ) -> Result<&[f32]> {
+    /// Feeds a back states of several texts at once, `[tokens][dim]`; logits of the last token of each that wants some.
+    pub(crate) fn finish_texts(&mut self, texts: &[Text], states: &[f32], phase: Phase) -> Result<&[f32]> {
         let n = self.count(states)?;
         self.check_batch(n)?;
         let mut runs: Vec<Run> = Vec::with_capacity(texts.len());
-        for (slot, start, tokens) in texts.iter().copied() {
+        for Text { slot, start, tokens, .. } in texts.iter().copied() {
             let first = runs.last().map_or(0, |run| run.rows.end);
             let end = start.saturating_add(tokens);
             let twice = runs.iter().any(|run| run.slot == slot);
@@ -374,8 +369,8 @@ impl Llama {
             let why = format!("{n} states for other numbers of tokens");
             return Err(Error::Config { key: "states".into(), why });
         }
-        let last: Vec<usize> = runs.iter().map(|run| run.rows.end - 1).collect();
-        self.feed_runs(Feed::States(states), &runs, phase, last.into_iter())?;
+        let wanted = runs.iter().zip(texts).filter(|(_, text)| text.wanted).map(|(run, _)| run.rows.end - 1);
+        self.feed_runs(Feed::States(states), &runs, phase, wanted)?;
         Ok(self.out(n))
     }
 }
