@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::halves::{Back, Text};
 use lutite_runtime::decode::Phase;
 use lutite_runtime::sample::{Sampler, SamplerConfig};
+use lutite_runtime::split::message::Refusal;
 use lutite_runtime::split::server::{Job, SessionId};
 use std::collections::HashMap;
 
@@ -43,13 +44,17 @@ impl Engine {
     /// Makes room for a session.
     ///
     /// # Errors
-    /// When the memory cannot be had; sampling that there is not, in words for the client.
-    pub fn open(&mut self, session: SessionId, sampling: &SamplerConfig) -> std::result::Result<(), String> {
+    /// For the client: sampling that there is not; memory that cannot be had now.
+    pub fn open(
+        &mut self,
+        session: SessionId,
+        sampling: &SamplerConfig,
+    ) -> std::result::Result<(), (Refusal, String)> {
         // What looks back further than there are tokens would take memory for nothing.
         let last = sampling.repeat_last_n.min(self.context);
         let sampler = Sampler::new(SamplerConfig { repeat_last_n: last, ..sampling.clone() });
-        let sampler = sampler.map_err(|e| e.to_string())?;
-        let slot = self.back.add_text().map_err(|e| e.to_string())?;
+        let sampler = sampler.map_err(|e| (Refusal::BadMessage, e.to_string()))?;
+        let slot = self.back.add_text().map_err(|e| (Refusal::Busy, e.to_string()))?;
         self.seats.insert(session, Seat { slot, sampler, tokens: Vec::new() });
         Ok(())
     }

@@ -74,7 +74,7 @@ impl World for Layers {
         bytes.fill(self.randoms);
     }
     fn open(&mut self, session: SessionId, open: &Open) -> Result<(), (Refusal, String)> {
-        self.engine.open(session, &open.sampling).map_err(|why| (Refusal::BadMessage, why))
+        self.engine.open(session, &open.sampling)
     }
     fn close(&mut self, session: SessionId) {
         self.engine.close(session);
