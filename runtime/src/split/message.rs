@@ -15,8 +15,8 @@
 //!              <-  Resumed    what was done; the client sends what was not
 //! ```
 //!
-//! Requests that change a session ([`Message::Step`], [`Message::Rewind`], [`Message::Recode`]) have numbers, in ascending order from 1.
-//! One that comes again is answered as the first time, and not done again.
+//! Steps and going back ([`Message::Step`], [`Message::Rewind`]) have numbers, in ascending order from 1. One that comes again is answered
+//! as the first time, and not done again. [`Message::Recode`] has none: it holds for what comes behind it on its connection.
 
 use super::bytes::{Reader, Short};
 use super::codec::{CodecSpec, Precision};
