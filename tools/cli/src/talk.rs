@@ -166,21 +166,21 @@ impl Talk {
         self.arriving.map_or(Ok(()), Arriving::end)
     }
 
-    /// Changes what the program may take, if blocks can come or go for it; `None` if the model has to be opened again for that.
+    /// Changes what the program may take, if blocks can come or go for it; false if the model has to be opened again for that.
     ///
     /// # Errors
     /// Less than the program takes without a model.
-    pub(crate) fn set_memory(&mut self, mem: Mem) -> anyhow::Result<Option<String>> {
+    pub(crate) fn set_memory(&mut self, mem: Mem) -> anyhow::Result<bool> {
         let bytes = mem::beside(mem::bytes(mem, mem::taken())?, self.base)?;
         // Else what follows the memory could have its own way in between.
         self.watch = None;
         let changed = self.model.set_budget(bytes);
         self.watch = mem::watch(mem, &self.model);
-        let Ok(Some(_)) = changed else { return Ok(None) };
+        let Ok(Some(_)) = changed else { return Ok(false) };
         if let Some(stack) = self.model.residency() {
             stack.wait(SETTLE);
         }
-        Ok(self.resident())
+        Ok(true)
     }
 
     /// What of a stacked file is in memory, and how much of any file is not.

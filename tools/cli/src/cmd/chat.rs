@@ -42,27 +42,8 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
             "/mem" => ui::note(talk.resident().as_deref().unwrap_or(WHOLE)),
             other if other.starts_with("/mem ") => {
                 let mem = other["/mem ".len()..].trim().parse::<Mem>().map_err(anyhow::Error::msg);
-                match mem.and_then(|mem| Ok((talk.set_memory(mem)?, mem))) {
-                    Ok((Some(now), mem)) => {
-                        engine.mem = Some(mem);
-                        ui::note(now);
-                    }
-                    Ok((None, mem)) => {
-                        // Both at a time may be too much. Of the conversation the new one knows nothing: it reads it again.
-                        talk.end()?;
-                        let other = EngineArgs { mem: Some(mem), ..engine.clone() };
-                        talk = match open(&other) {
-                            Ok(talk) => {
-                                engine = other;
-                                talk
-                            }
-                            Err(e) => {
-                                ui::error(&e);
-                                open(&engine)?
-                            }
-                        };
-                        ui::note(talk.resident().as_deref().unwrap_or(WHOLE));
-                    }
+                match mem {
+                    Ok(mem) => talk = with_memory(talk, mem, &mut engine, &open)?,
                     Err(e) => ui::error(&e),
                 }
             }
@@ -94,6 +75,39 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
         }
     }
     talk.end()
+}
+
+/// The model with another amount of memory; `engine` is how it is open.
+fn with_memory(
+    mut talk: Talk,
+    mem: Mem,
+    engine: &mut EngineArgs,
+    open: &dyn Fn(&EngineArgs) -> anyhow::Result<Talk>,
+) -> anyhow::Result<Talk> {
+    let other = EngineArgs { mem: Some(mem), ..engine.clone() };
+    match talk.set_memory(mem) {
+        Ok(true) => *engine = other,
+        Ok(false) => {
+            // Both at a time may be too much. Of the conversation the new one knows nothing: it reads it again.
+            talk.end()?;
+            talk = match open(&other) {
+                Ok(talk) => {
+                    *engine = other;
+                    talk
+                }
+                Err(e) => {
+                    ui::error(&e);
+                    open(engine)?
+                }
+            };
+        }
+        Err(e) => {
+            ui::error(&e);
+            return Ok(talk);
+        }
+    }
+    ui::note(talk.resident().as_deref().unwrap_or(WHOLE));
+    Ok(talk)
 }
 
 /// What the person types, with editing and history on a terminal, else plain lines.
