@@ -12,15 +12,13 @@
 //! What the worker holds is tracked by two positions: `there`, how many it will hold once all that was sent has arrived, and `agreed`, how
 //! many of those are what is kept here. It is sent back to `agreed` where it holds more, and then what is kept behind that.
 
+use super::Time;
 use super::codec::{Codec, CodecError};
 use super::frame::Frames;
 use super::message::{Bounds, Message, Open, Refusal, Ticket, VERSIONS};
 use crate::decode::Phase;
 use std::collections::VecDeque;
 use std::time::Duration;
-
-/// A time, since the client began.
-pub type Time = Duration;
 
 /// How a client goes about it.
 #[derive(Clone, Debug)]

@@ -7,3 +7,6 @@ pub mod frame;
 pub mod message;
 pub mod server;
 mod session;
+
+/// A time, since this side began: who simulates a clock has none to read.
+pub type Time = std::time::Duration;

@@ -9,11 +9,12 @@
 //! comes again after a connection broke is answered and not done twice. Whatever a client sends, it can lose its own session by it,
 //! and nobody else's.
 
+use super::Time;
 use super::codec::Codec;
 use super::frame::Frames;
 use super::message::{Bounds, Card, Message, Open, Refusal, Ticket, VERSIONS};
+pub use super::session::Work;
 use super::session::{Refused, Session, Step};
-pub use super::session::{Time, Work};
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
 //! A session of a worker: requests in order, each done once, and answers that can be said again.
 
+use super::Time;
 use super::codec::{Codec, CodecSpec};
 use super::frame::FrameError;
 use super::message::{Bounds, Message, MessageError, Refusal, Ticket};
@@ -7,9 +8,6 @@ use super::server::{ClientId, ConnectionId};
 use crate::decode::Phase;
 use std::collections::VecDeque;
 use std::time::Duration;
-
-/// A time, since the worker began.
-pub type Time = Duration;
 
 /// Answers that are kept of each session.
 const KEPT: usize = 64;
