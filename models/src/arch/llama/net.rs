@@ -197,8 +197,10 @@ impl Net {
                     let n = bytes.len() / vocab;
                     dequantize_row(*ty, &bytes[id * n..(id + 1) * n], row)?;
                 }
-                // No part takes tokens without having them.
-                (None | Some(Embedding::Tied), _) => row.fill(0.0),
+                (None | Some(Embedding::Tied), _) => {
+                    let why = "a part that takes hidden states was given tokens".to_owned();
+                    return Err(Error::Config { key: "split".into(), why });
+                }
             }
         }
         Ok(())
