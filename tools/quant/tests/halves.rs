@@ -2,34 +2,26 @@
 
 mod common;
 
-use common::pack;
+use common::{pack, planes, reference};
 use lutite_kernels::isa::Isa;
 use lutite_models::halves::{Back, Front, Text};
 use lutite_models::{Budget, OpenOptions, Path, open};
-use lutite_quant::{Bits, PackOptions};
+use lutite_quant::PackOptions;
 use lutite_runtime::decode::{Decoder, Logits, Phase};
 use lutite_runtime::os::file::DataFile;
-use lutite_runtime::os::map::Map;
 use lutite_runtime::sample::argmax;
 use lutite_runtime::store::Bytes;
 use std::sync::Arc;
 
-fn reference(name: &str) -> Bytes {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tests/data/reference/");
-    Bytes::new(Map::open(format!("{folder}{name}")).unwrap())
-}
-
 /// Models of which heads are tied and not, and how they are multiplied.
 fn models() -> Vec<(&'static str, Bytes, Path)> {
     let stories = reference("stories260K-f32.gguf");
-    let bits = Bits::Planes(3);
-    let planes = PackOptions { bits, head: Some(bits), group: 32, ..PackOptions::exact() };
     vec![
         ("plain, tied", stories.clone(), Path::Plain),
         ("plain", reference("llama.gguf"), Path::Plain),
         ("plain, stretched", reference("llama3-ropefreqs.gguf"), Path::Plain),
         ("codes", pack(&stories, &PackOptions::exact()), Path::Lut),
-        ("planes", pack(&stories, &planes), Path::Lut),
+        ("planes", planes(&stories, 3), Path::Lut),
     ]
 }
 

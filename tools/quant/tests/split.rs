@@ -3,14 +3,13 @@
 
 mod common;
 
-use common::pack;
+use common::{pack, planes, reference};
 use lutite_kernels::isa::Isa;
 use lutite_models::halves::{Back, Front};
 use lutite_models::worker::Engine;
 use lutite_models::{Model, OpenOptions, Path, open};
-use lutite_quant::{Bits, PackOptions};
+use lutite_quant::PackOptions;
 use lutite_runtime::decode::{Decoder, Phase, Request, generate};
-use lutite_runtime::os::map::Map;
 use lutite_runtime::sample::{Sampler, SamplerConfig};
 use lutite_runtime::split::client::{Client, Event, Settings};
 use lutite_runtime::split::codec::{CodecSpec, Precision};
@@ -25,19 +24,12 @@ const CONTEXT: usize = 300;
 const BATCH: usize = 16;
 const PRINT: [u8; 32] = [4; 32];
 
-fn reference(name: &str) -> Bytes {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tests/data/reference/");
-    Bytes::new(Map::open(format!("{folder}{name}")).unwrap())
-}
-
 fn models() -> Vec<(&'static str, Bytes, Path)> {
     let stories = reference("stories260K-f32.gguf");
-    let bits = Bits::Planes(3);
-    let planes = PackOptions { bits, head: Some(bits), group: 32, ..PackOptions::exact() };
     vec![
         ("plain", reference("llama.gguf"), Path::Plain),
         ("codes", pack(&stories, &PackOptions::exact()), Path::Lut),
-        ("planes", pack(&stories, &planes), Path::Lut),
+        ("planes", planes(&stories, 3), Path::Lut),
     ]
 }
 

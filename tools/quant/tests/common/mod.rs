@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "not every target uses all of it")]
 
-use lutite_quant::{PackJob, PackOptions, Plan, pack_in_memory};
+use lutite_quant::{Bits, PackJob, PackOptions, Plan, pack_in_memory};
 use lutite_runtime::os::map::Map;
 use lutite_runtime::store::{Bytes, Gguf};
 use std::path::PathBuf;
@@ -26,6 +26,18 @@ pub(crate) fn smollm2() -> Option<Smollm2> {
     let source = Bytes::new(Map::open(&path).unwrap());
     let packed = pack(&source, &PackOptions::exact());
     Some(Smollm2 { path, source, packed })
+}
+
+/// A tiny model of `models/tests/data/reference`.
+pub(crate) fn reference(name: &str) -> Bytes {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tests/data/reference/");
+    Bytes::new(Map::open(format!("{folder}{name}")).unwrap())
+}
+
+/// The packed form of `source` with so many planes everywhere.
+pub(crate) fn planes(source: &Bytes, planes: usize) -> Bytes {
+    let bits = Bits::Planes(planes);
+    pack(source, &PackOptions { bits, head: Some(bits), group: 32, ..PackOptions::exact() })
 }
 
 /// The packed form of `source`.
